@@ -252,6 +252,7 @@ TABLE = Table(
     "controls": _CONTROLS,
   },
   primary=("care - random", "right, sampled"),
+  controls=("care - entropy",),
   comparisons=(
     ("care", "random"),
     ("care", "entropy"),

@@ -183,6 +183,7 @@ TABLE = Table(
     "conditioned length": ("grpo_conditioned", "gdpo_conditioned"),
   },
   primary=("gdpo - grpo", "right, level 2"),
+  drawn=("right, level 2", "too long, level 2"),
   comparisons=(
     *((f"gdpo{c}", f"grpo{c}") for c in _CHANGES),
     *((f"{row}_saw", row) for row in ("grpo", "gdpo")),

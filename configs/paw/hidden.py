@@ -79,6 +79,7 @@ TABLE = dataclasses.replace(
     ("gigpo_paw", "gigpo"),
     *((row, "grpo") for row in ("paw_shuffled", "paw_cross_entropy", "echo")),
     *((row, "grpo_paw") for row in _CONTROLS),
+    ("echo", "paw_cross_entropy"),
   ),
   published=(),
   published_at={},

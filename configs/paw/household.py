@@ -72,6 +72,10 @@ _CONTROLLED = {
 _LAMBDAS = {"paw_lambda_one": 1.0, "paw_lambda_half": 0.5}
 _LAMBDAS |= {"echo": 0.05, "echo_low": 0.01}
 CONTROLS = tuple(_CONTROLLED)
+# Rows that are drawn together.
+_SELECTING = ("paw_all", "paw_random", "paw_lowest", "paw_printed", "paw_nll")
+_LEARNING = ("paw_cross_entropy", "paw_unclipped", "paw_reversed", "paw_flat")
+_LEARNING += ("paw_shuffled",)
 ROWS = (
   *(f"{row}{paw}" for row in BASES for paw in ("", "_paw")),
   *_ABLATED,
@@ -279,19 +283,24 @@ TABLE = Table(
   curves={
     "success": "success",
     "lambda": "mean lambda",
-    "loss/world_model": "world-model loss",
+    "observation_nll": "NLL of what is observed",
     "clipped_tokens": "share of clipped tokens",
   },
   panels={
     "with and without PaW": ROWS[: 2 * len(BASES)],
-    "ablations": ("grpo", "grpo_paw", *ABLATIONS),
-    "controls": ("grpo", "grpo_paw", *CONTROLS),
+    "what is selected": ("grpo", "grpo_paw", *_SELECTING),
+    "what is learned": ("grpo", "grpo_paw", *_LEARNING),
+    "how much": ("grpo", "grpo_paw", *_LAMBDAS),
   },
   primary=("grpo_paw - grpo", "success, sampled"),
+  # The placebo; and the cross-entropy at its own scale, which the paper's
+  # ablation changes together with the shape.
+  controls=("paw_shuffled - grpo", "echo - grpo", "echo - paw_cross_entropy"),
   comparisons=(
     *((f"{row}_paw", row) for row in BASES),
     *((row, "grpo") for row in ("paw_cross_entropy", "paw_shuffled", "echo")),
     *((row, "grpo_paw") for row in (*ABLATIONS, *CONTROLS)),
+    ("echo", "paw_cross_entropy"),
   ),
   compared={"success": "success"},
   published=(

@@ -192,10 +192,15 @@ TABLE = Table(
   thresholds={"reward/quality": 1.5, "reward/conciseness": 8.0},
   window=5,
   primary=("gdpo_saw - gdpo", "total, sampled"),
-  comparisons=tuple(
-    (f"{advantage}_saw", f"{advantage}{weights}")
-    for weights in ("", "_static", "_gradient")
-    for advantage in ("gdpo", "grpo")
+  # Weights that are fixed do what SAW's do on the way.
+  controls=("gdpo_static - gdpo", "gdpo_saw - gdpo_static"),
+  comparisons=(
+    *(
+      (f"{advantage}_saw", f"{advantage}{weights}")
+      for weights in ("", "_static", "_gradient")
+      for advantage in ("gdpo", "grpo")
+    ),
+    *((f"{advantage}_static", advantage) for advantage in ("gdpo", "grpo")),
   ),
   compared={f"reward/{name}": f"reward/{name}" for name in _REWARDS},
   published=(

@@ -173,8 +173,11 @@ _buying = functools.partial(Strategy, buys=True)
 
 
 def _oracle(groups: Groups, key: Key) -> Array:
+  """Ranks by the true gap; prompts of equal gaps, such as 0, by entropy."""
   votes = voting.majority_vote(groups.answer_ids)
-  return oracle_scores(votes.for_winner, groups.correct)
+  gaps = oracle_scores(votes.for_winner, groups.correct)
+  order = jnp.lexsort((-entropy_scores(groups.answer_ids), -gaps))
+  return (gaps.size - jnp.argsort(order)).astype(gaps.dtype)
 
 
 # A method that ranks prompts trains on votes and, if it buys, on labels; the

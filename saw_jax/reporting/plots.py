@@ -26,6 +26,7 @@ COLOURS += ("#000000",)
 # A second cue beside colour.
 _DASHES = ("-", (0, (4, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 0.8)))
 _DPI = 150
+_MOST = 8  # names in a legend of all panels
 _DATES = {"svg": "Date", "pdf": "CreationDate"}
 _TITLE_INCHES = 0.13  # of a letter
 _GREY = "0.35"
@@ -40,8 +41,8 @@ def deviation_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def range_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """From the least seed to the greatest."""
-  return values.min(axis=0), values.max(axis=0)
+  """From the least seed to the greatest, of those that have a value."""
+  return np.nanmin(values, axis=0), np.nanmax(values, axis=0)
 
 
 _MEANINGS = {
@@ -96,25 +97,35 @@ def metric_panels(
 ) -> "Figure":
   """Draws metrics over steps, rows by title of the panel that they are in.
 
-  The legend names metrics, or, of one metric, the rows.
+  The legend names metrics, or, of one metric, the rows; where these are many,
+  each panel has a legend of its own.
   """
   # One deviation below the mean may be below 0, which a logarithm has not.
   band = range_band if log else deviation_band
   shape = math.ceil(len(panels) / 3), min(len(panels), 3)
   # A single panel may be narrower than what is written above it.
   width = max(1.0 + 2.6 * shape[1], _TITLE_INCHES * len(title))
-  height = 1.3 + 2.2 * shape[0]
+  names = {row for rows in panels.values() for row in rows}
+  is_split = len(metrics) == 1 and len(names) > _MOST
+  longest = max((len(rows) for rows in panels.values()), default=0)
+  height = 1.3 + (2.2 + 0.13 * is_split * longest) * shape[0]
   share = {"sharex": True, "sharey": True}
   figure, axes = _figure(panels and metrics, width, height, shape, **share)
   # There is one legend: a name looks the same in all panels, and two differ.
   handles, numbers = {}, {}
   for ax, (heading, rows) in zip(axes.flat, panels.items(), strict=False):
+    if is_split:
+      handles, numbers = {}, {}
     for row, curves in rows.items():
       for label, metric in metrics.items():
         name = label if len(metrics) > 1 else row
         number = numbers.setdefault(name, len(numbers))
         handles[name] = _draw(ax, curves, metric, number, window, band)
     ax.set(title=heading, yscale="log" if log else "linear")
+    if is_split:
+      place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}
+      look = {"ncols": 2, "frameon": False, "fontsize": "x-small"}
+      ax.legend(handles.values(), handles.keys(), **place, **look)
   for ax in axes.flat[len(panels) :]:
     ax.set_visible(False)
   for ax in axes[:, 0]:
@@ -126,7 +137,8 @@ def metric_panels(
   drawn = [
     (f"{p} {r}", c) for p, rows in panels.items() for r, c in rows.items()
   ]
-  return _finish(figure, title, handles, _caption(drawn, band, window), path)
+  caption = _caption(drawn, band, window)
+  return _finish(figure, title, {} if is_split else handles, caption, path)
 
 
 def sweep(
@@ -233,12 +245,15 @@ def _draw(
   """Draws one metric's mean over seeds with its band; gives the line."""
   window = min(window, len(curves.steps))  # a run of a few steps is a point
   smooth = statistics.moving_average(curves.values[metric], window)
-  kept = np.isfinite(smooth).all(axis=0)
+  # Where a logarithm is drawn some seeds may have nothing to take it of.
+  has = np.isfinite(smooth)
+  kept = has.any(axis=0) if band is range_band else has.all(axis=0)
   steps, smooth = curves.steps[window - 1 :][kept], smooth[:, kept]
   style = _style(number)
   shade = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
-  ax.fill_between(steps, *band(smooth), **shade)
-  (line,) = ax.plot(steps, smooth.mean(axis=0), **style)
+  if len(smooth) > 1:
+    ax.fill_between(steps, *band(smooth), **shade)
+  (line,) = ax.plot(steps, np.nanmean(smooth, axis=0), **style)
   return line
 
 
@@ -254,7 +269,8 @@ def _caption(
     seeds = f"Lines: means of seeds, {by_row}"
   window = min([window, *(len(curves.steps) for _, curves in rows)])
   average = f"; moving average over {window} steps" if window > 1 else ""
-  return f"{seeds}; bands: {_MEANINGS[band]}{average}."
+  bands = f"; bands: {_MEANINGS[band]}" if max(counts.values()) > 1 else ""
+  return f"{seeds}{bands}{average}."
 
 
 def _finish(
@@ -266,21 +282,26 @@ def _finish(
     ax.grid(axis="both", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
   width = figure.get_figwidth()
-  entry = 0.8 + 0.09 * max(len(name) for name in handles)  # inches
-  columns = min(len(handles), max(1, int(width / entry)))
+  longest = max(map(len, handles), default=0)
+  entry = 0.8 + 0.09 * longest  # inches
+  columns = max(1, min(len(handles), int(width / entry)))
   caption = textwrap.fill(caption, width=int(15 * width))
   # The panels keep their height, however many lines stand around them.
   lines = math.ceil(len(handles) / columns) - 1 + caption.count("\n")
   figure.set_figheight(figure.get_figheight() + 0.21 * lines)
-  figure.legend(
-    handles.values(),
-    handles.keys(),
-    loc="outside upper center",
-    ncols=columns,
-    frameon=False,
-    title=title or None,
-    title_fontproperties={"weight": "bold", "size": "large"},
-  )
+  look = {"weight": "bold", "size": "large"}
+  if handles:
+    figure.legend(
+      handles.values(),
+      handles.keys(),
+      loc="outside upper center",
+      ncols=columns,
+      frameon=False,
+      title=title or None,
+      title_fontproperties=look,
+    )
+  else:
+    figure.suptitle(title, **look)
   figure.supxlabel(caption, fontsize="small", color=_GREY)
   return _save(figure, path)
 

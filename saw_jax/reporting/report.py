@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from saw_jax.reporting import runs, statistics, tables
 from saw_jax.reporting.runs import Curves, Finals, RowRuns
 from saw_jax.reporting.statistics import Seed
@@ -121,9 +123,11 @@ def write(
   printed = published_cells(table, found.rows, scale)
   text = tables.to_csv(found.label, own, printed)
   (folder / "table.csv").write_text(text, encoding="utf-8")
-  runs.write_results(
-    folder / "runs.csv", found.finals, commit="/".join(commits)
-  )
+  finals = {run: _with_ends(found, run) for run in found.finals}
+  runs.write_results(folder / "runs.csv", finals, commit="/".join(commits))
+  made = runs.made(directories)
+  lines = [[*entry.values()] for entry in made]
+  runs.write_csv(folder / "made.csv", [*made[0]], lines)
   heading = f"{table.title}{table.caption}"
   lines = tables.to_markdown(heading, found.label, own, printed)
   for section in table.sections:
@@ -139,6 +143,18 @@ def write(
   (folder / "table.md").write_text("\n".join(lines), encoding="utf-8")
   told = f"{heading} ({found.label}): {tables.meaning(own)}"
   return [told, *tables.to_text(own)]
+
+
+def _with_ends(found: Found, run: str) -> Finals:
+  """A row's scores and, of what is swept, what says whether a seed fell."""
+  finals, table = found.finals[run], found.table
+  if not table.swept or "reward/total" not in found.curves[run].values:
+    return finals
+  rewards = found.curves[run].values["reward/total"]
+  ends = [statistics.best_and_last(of, table.window) for of in rewards]
+  names = (f"training/{end} {table.window} steps" for end in ("best", "last"))
+  more = dict(zip(names, np.array(ends).T, strict=True))
+  return finals._replace(values=finals.values | more)
 
 
 def _named(seeds: Sequence[Seed]) -> str:

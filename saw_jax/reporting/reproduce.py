@@ -22,7 +22,7 @@ from saw_jax.reporting import catalogue, pages, plots, report
 from saw_jax.reporting import runs as runs_lib
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.reporting.table import TIMED_SEEDS, Table
-from saw_jax.run import children, command_line, run_directory, store
+from saw_jax.run import children, command_line, store
 from saw_jax.run import config as config_lib
 from saw_jax.tasks.base import check_choice, nearest
 
@@ -52,8 +52,7 @@ def main() -> int:
       for name in _OF_ONE_TABLE:
         if given[name].value:
           raise ValueError(f"--{name} is of one table: give --table=NAME")
-      many = given.seeds, given.starts
-      jobs = plan(given.scale, *many, given.runs, "results")
+      jobs = plan(given.scale, given.seeds, given.starts, given.runs, "results")
   if given.all:
     same = [f"--{n}={given[n].value}" for n in _OF_ALL if given[n].value]
     same.append(f"--figures={','.join(given.figures)}")
@@ -90,8 +89,8 @@ def _make_table() -> int:
     table.check(names)
     todo = [row for row in rows if row.runs.missing]
     if not given.mixed:
-      now = run_directory.commit() if todo else None
-      runs_lib.check_commits({row.name: row.runs for row in rows}, now=now)
+      there = {row.name: row.runs for row in rows}
+      runs_lib.check_same(there, is_whole=not todo)
   for row in rows:
     for directory in row.runs.directories:
       logging.info("row %s: finished before, %s", row.name, directory)
@@ -110,8 +109,8 @@ def _make_table() -> int:
     for n, name in enumerate(names)
   }
   with command_line.checking_input():
-    if not given.mixed:  # A run that went on keeps the commit of its start.
-      runs_lib.check_commits(merged)
+    if not given.mixed:  # A run that went on keeps what its start was made by.
+      runs_lib.check_same(merged)
   command = command_line.again()
   with report.replacing(out) as folder:
     how = {"scale": given.scale, "figures": given.figures}
@@ -128,6 +127,17 @@ def _make_table() -> int:
 
 def _row(table: Table, name: str, start: int, folder: pathlib.Path) -> Row:
   """A run of a table from one of its starts, and what is there of it."""
+  given = flags.FLAGS
+  config, words = _words(given.table, table, name, start)
+  name = runs_lib.run_name(name, start)
+  found = runs_lib.find(folder, name, range(given.seeds), config.to_dict())
+  return Row(name, config, words, found)
+
+
+def _words(
+  place: str, table: Table, name: str, start: int
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+  """The config of a run, and what makes `saw train` have the same."""
   given = flags.FLAGS
   config = table.config(name, given.scale)
   if start and not config.warm_start.num_steps:
@@ -146,13 +156,33 @@ def _row(table: Table, name: str, start: int, folder: pathlib.Path) -> Row:
       config_lib.override(config, key, text)
     except (KeyError, TypeError, ValueError) as error:
       raise ValueError(f"--set={pair}: {error.args[0]}") from None
-  words = [f"--config={given.table}:{table.argument(name, given.scale)}"]
+  words = [f"--config={place}:{table.argument(name, given.scale)}"]
   for split, samples in table.benchmarks.get(given.scale, {}).items():
     words.append(f"--config.evaluation.benchmarks.{split}={samples}")
-  words += [f"--config.{pair}" for pair in changes]
-  name = runs_lib.run_name(name, start)
-  found = runs_lib.find(folder, name, range(given.seeds), config.to_dict())
-  return Row(name, config.lock(), words, found)
+  return config.lock(), words + [f"--config.{pair}" for pair in changes]
+
+
+def _start(
+  runner: children.Children,
+  words: Sequence[str],
+  directory: pathlib.Path,
+  seeds: Sequence[int],
+  log: pathlib.Path,
+  is_cpu: bool,
+) -> subprocess.Popen:
+  words = [
+    *words,
+    f"--workdir={directory}",
+    f"--seeds={','.join(map(str, seeds))}",
+  ]
+  environment = {**os.environ, **({"NPROC": "1"} if is_cpu else {})}
+  log.parent.mkdir(parents=True, exist_ok=True)
+  with log.open("a") as file:
+    return runner.start(
+      [sys.executable, "-m", "saw_jax", "train", *words],
+      **{"env": environment, "stdout": file, "stderr": file},
+      stdin=subprocess.DEVNULL,
+    )
 
 
 def run_rows(todo: Sequence[Row], jobs: int | None) -> list[str] | None:
@@ -165,22 +195,14 @@ def run_rows(todo: Sequence[Row], jobs: int | None) -> list[str] | None:
     return []
   is_cpu = not catalogue.has_accelerator()
   most = jobs or (children.count_cores() if is_cpu else 1)
-  environment = {**os.environ, **({"NPROC": "1"} if is_cpu else {})}
   waiting, running, failed = list(todo), {}, []
   begun = said = time.monotonic()
   with children.Children() as runner:
     while running or (waiting and not runner.stopped):
       while waiting and len(running) < most and not runner.stopped:
         row = waiting.pop(0)
-        place, seeds = row.runs.next, ",".join(map(str, row.runs.missing))
-        words = [*row.words, f"--workdir={place}", f"--seeds={seeds}"]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with _log(row).open("a") as log:
-          process = runner.start(
-            [sys.executable, "-m", "saw_jax", "train", *words],
-            **{"env": environment, "stdout": log, "stderr": log},
-            stdin=subprocess.DEVNULL,
-          )
+        place, seeds = row.runs.next, row.runs.missing
+        process = _start(runner, row.words, place, seeds, _log(row), is_cpu)
         running[row.name] = row, process
         logging.info("row %s: begun, log in %s", row.name, _log(row))
       time.sleep(_POLL_S)
@@ -194,7 +216,9 @@ def run_rows(todo: Sequence[Row], jobs: int | None) -> list[str] | None:
         left = (time.monotonic() - begun) / done * (len(todo) - done)
         how = "done" if process.returncode == 0 else "failed"
         if process.returncode:
-          failed.append(f"row {row.name}: {_last_words(row)} ({_log(row)})")
+          failed.append(
+            f"row {row.name}: {_last_words(_log(row))} ({_log(row)})"
+          )
         count = (
           f"{done} of {len(todo)}, about {duration(left)} for what is left"
         )
@@ -211,8 +235,8 @@ def _log(row: Row) -> pathlib.Path:
   return row.runs.next.with_name(f"{row.runs.next.name}.log")
 
 
-def _last_words(row: Row) -> str:
-  lines = _log(row).read_text(errors="replace").split("\n")
+def _last_words(log: pathlib.Path) -> str:
+  lines = log.read_text(errors="replace").split("\n")
   return next(filter(None, reversed(lines)), "").removeprefix("error: ")
 
 

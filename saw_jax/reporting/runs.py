@@ -103,29 +103,51 @@ def together(runs: Sequence[RowRuns]) -> RowRuns:
   return RowRuns(places, runs[0].seeds)
 
 
-def check_commits(
-  rows: Mapping[str, RowRuns], *, now: str | None = None
-) -> None:
-  """Refuses runs of different code; `now` would run what is missing, if any."""
-  made = [
-    (commit, row)
-    for row, runs in rows.items()
-    for directory in runs.directories
-    for commit in run_directory.commits(run_directory.read_run(directory))
-  ]
-  if now is not None:
-    made.append((now, "what is missing"))
-  names: dict[str, dict[str, None]] = {}  # commit -> what was made at it
-  for commit, name in made:
-    same = [c for c in names if run_directory.is_same_code(c, commit)]
-    names.setdefault(same[0] if same else commit, {})[name] = None
-  if len(names) > 1:
-    said = [f"{commit}: {', '.join(of)}" for commit, of in names.items()]
-    raise ValueError(
-      "a table is made by one version of the code, and its runs are of "
-      f"{len(names)} ({'; '.join(said)}): go back to one of them, name another "
-      "folder with --runs, or say --mixed to have the table name them all"
-    )
+def made(rows: Mapping[str, RowRuns]) -> list[dict[str, Any]]:
+  """What the runs of a table were made by: an entry for each directory."""
+  entries = []
+  for row, found in rows.items():
+    for directory in found.directories:
+      document = run_directory.read_run(directory)
+      by, own = run_directory.commits(document), document["config"]
+      # All of one program, on which rounding depends.
+      seeds = " ".join(map(str, own.get("seeds", found.seeds)))
+      entry = {"row": row, "start": _start_of(directory), "seeds": seeds}
+      entry |= {
+        "commit": "/".join(by),
+        "code": "/".join(dict.fromkeys(by.values())),
+      }
+      entry |= {"instructions": document.get("instructions") or ""}
+      entries.append(entry | {"weights": document.get("start") or ""})
+  return entries
+
+
+def check_same(rows: Mapping[str, RowRuns], *, is_whole: bool = True) -> None:
+  """Refuses runs of different code, starts or kinds of processors.
+
+  If they are not the `whole` table, what is missing would be run here.
+  """
+  entries = made(rows)
+  if not is_whole:
+    here = {"row": "what is missing", "code": run_directory.code()}
+    entries.append(here | run_directory.processor())
+  # What has to be one -> its values -> what was made by each.
+  found: dict[str, dict[str, dict[str, None]]] = {}
+  for entry in entries:
+    told = [("version of the code", code) for code in entry["code"].split("/")]
+    told.append(("instruction set", entry["instructions"]))
+    told.append((f"start {entry.get('start')}", entry.get("weights")))
+    for what, value in told:
+      if value:
+        found.setdefault(what, {}).setdefault(value, {})[entry["row"]] = None
+  for what, names in found.items():
+    if len(names) > 1:
+      said = [f"{value}: {', '.join(of)}" for value, of in names.items()]
+      raise ValueError(
+        f"a table is made by one {what}, and its runs are of {len(names)} "
+        f"({'; '.join(said)}): run the others again, name another folder with "
+        "--runs, or say --mixed to have the table name them all"
+      )
 
 
 def read_curves(
@@ -202,6 +224,17 @@ def write_curves(
       if any(cells):
         lines.append([row, *seeds[n], steps[t], *cells])
   write_csv(path, ["row", "start", "seed", "step", *names], lines)
+
+
+def averaged(curves: Curves, every: int) -> Curves:
+  """Means of as many steps, by the first of them; a rest is left out."""
+  steps, seeds, values = curves
+  size = len(steps) // every * every
+  blocks = {
+    name: array[:, :size].reshape(len(seeds), -1, every).mean(-1)
+    for name, array in values.items()
+  }
+  return Curves(steps[:size:every], seeds, blocks)
 
 
 def read_results(path: _Path) -> dict[str, Finals]:

@@ -16,7 +16,8 @@ from saw_jax.run.metrics import from_json
 Section = Callable[[Found], list[str]]
 
 _COMPILING = 5  # steps at the start whose times are not counted
-_COLLAPSED = 0.5  # share of the best mean reward, below which a seed has
+# Share of the best mean reward, below which a seed has; and shares beside it.
+_COLLAPSED, _BESIDE = 0.5, (0.4, 0.6)
 _SECONDS = ("generate", "score", "choose", "lay out", "estimate", "update")
 _SECONDS += ("probes", "step")
 _LIKELIHOODS = {"S of positives": "nll/positive"}
@@ -82,14 +83,7 @@ def _keep(
   found: Found, names: Sequence[str], every: int = 1, evals: Sequence[str] = ()
 ) -> list[str]:
   """Writes evals.csv, and curves.csv, whose lines average `every` steps."""
-  curves = {}
-  for run, (steps, seeds, values) in found.curves.items():
-    size = len(steps) // every * every
-    blocks = {
-      name: array[:, :size].reshape(len(seeds), -1, every).mean(-1)
-      for name, array in values.items()
-    }
-    curves[run] = Curves(steps[:size:every], seeds, blocks)
+  curves = {run: runs.averaged(c, every) for run, c in found.curves.items()}
   kinds = ("reward", "weight", "cv", "constant_groups")
   rewards = [f"{k}/{name}" for k in kinds for name in found.table.components]
   kept = tuple(dict.fromkeys((*rewards, *names, *found.table.curves)))
@@ -109,7 +103,7 @@ def _draw(
   """Draws metrics over steps: runs by panel and row, if they logged them."""
   shown, wanted = {}, set(metrics.values())
   for heading, of in panels.items():
-    rows = {row: found.curves[run] for row, run in of.items()}
+    rows = {row: _likely(found.curves[run]) for row, run in of.items()}
     rows = {row: c for row, c in rows.items() if wanted <= c.values.keys()}
     if rows:
       shown[heading] = rows
@@ -159,6 +153,10 @@ def _primary(found: Found, differences) -> str:
   else:
     p = statistics.p_value(one)
     told += f": {one.mean:+.3f} {tables.interval(one.t)}, p = {p:.2g}"
+    for name in found.table.controls:
+      if other := differences.get(name, {}).get(heading):
+        ends = tables.interval(other.t)
+        told += f"; its control, {name}: {other.mean:+.3f} {ends}"
   every = [one for of in differences.values() for one in of.values()]
   count = len(every)
   of_starts = "Intervals are of the means of supervised starts."
@@ -241,11 +239,13 @@ def _steps_to(table: Table, curves: Curves, metric: str) -> list[float]:
   return [steps(values, *at) for values in curves.values[metric]]
 
 
-def _draw_differences(found: Found, column: str, file: str) -> None:
+def _draw_differences(found: Found, columns: Sequence[str], file: str) -> None:
   compared = compare(found).items()
-  drawn = {label: of[column] for label, of in compared if column in of}
-  if drawn:
-    panels = {f"held-out {column}": drawn}
+  panels = {
+    f"held-out {column}": {x: of[column] for x, of in compared if column in of}
+    for column in columns
+  }
+  if all(panels.values()):
     plots.difference_forest(panels, **found.picture(file))
 
 
@@ -309,10 +309,11 @@ def _steps_to_thresholds(found: Found) -> list[str]:
       for metric, threshold in table.thresholds.items()
     }
     # The first steps compile. Timings are of the program, not of a seed.
-    step, estimate = (
-      np.median(curves.values[f"seconds/{key}"][0, 3:])
-      for key in ("step", "estimate")
+    step, estimate, weigh = (
+      np.median(curves.values.get(f"seconds/{key}", np.zeros((1, 4)))[0, 3:])
+      for key in ("step", "estimate", "weigh")
     )
+    estimate += weigh  # by gradients, with the passes that these cost
     cells["seconds a step"] = f"{step:.2f}"
     cells["estimate, share of step"] = f"{100 * estimate / step:.2f} %"
     rows.append({"row": run, **cells})
@@ -332,7 +333,7 @@ def _draw_rewards(found: Found) -> list[str]:
   names, looks = found.table.components, found.picture("curves.png")
   plots.reward_curves(found.curves, names, window=found.table.window, **looks)
   for name in names:
-    _draw_differences(found, f"{name}, greedy", f"difference_{name}.png")
+    _draw_differences(found, [f"{name}, greedy"], f"difference_{name}.png")
   return []
 
 
@@ -391,7 +392,9 @@ def _draw_curves(found: Found) -> list[str]:
   curves = found.table.curves
   for metric, label in curves.items():
     _draw_main(found, f"{picture_name(metric, curves)}.png", label, metric)
-  _draw_differences(found, next(iter(found.columns)), "differences.png")
+  columns = [*found.columns]
+  drawn = [column for column in found.table.drawn if column in columns]
+  _draw_differences(found, drawn or columns[:1], "differences.png")
   return []
 
 
@@ -463,7 +466,6 @@ def _bought(found: Found) -> list[str]:
   """What the labels were spent on, and what choosing cost."""
   counts = {"labels": "labels/bought", "prompts": "labels/prompts"}
   shown = {
-    "oracle's choice": "overlap/labelled",
     "on right votes": "labels/wasted",
     "nobody right": "labels/hopeless",
     "gate precision": "gate/precision",
@@ -480,11 +482,27 @@ def _bought(found: Found) -> list[str]:
       )
       cells = _averages(curves, counts, slice(-1, None), ".0f")
       cells |= _averages(curves, shown)
+      cells["recall"] = _recall(curves)
       cells["choosing, % of a step"] = f"{100 * (choose + probes) / step:.1f}"
       rows.append({"row": row, "budget": f"{100 * budget:g} %", **cells})
-  columns = ["budget", *counts, *shown, "choosing, % of a step"]
+  columns = ["budget", *counts, "recall", *shown, "choosing, % of a step"]
   heading = "Labels, mean over the run and seeds"
-  return _lay_out(heading, rows, columns) if rows else [""]
+  told = "Recall: of the prompts whose label would have changed something, in "
+  told += "all steps, the share that was bought."
+  return _lay_out(heading, rows, columns, told) if rows else [""]
+
+
+def _recall(curves: Curves) -> str:
+  """The share of the prompts with a gap that the labels went to."""
+  names = ("labelled", "wasted", "hopeless")
+  found = [curves.values.get(f"labels/{name}") for name in names]
+  found.append(curves.values.get("audit/with_gap"))
+  if any(values is None for values in found):
+    return "-"
+  # A label is without effect where the vote is right, or no response is.
+  share, wasted, hopeless, with_gap = found
+  hits = np.nansum(share * (1 - wasted - hopeless))
+  return f"{hits / max(np.nansum(with_gap), 1e-9):.3f}"
 
 
 def draw_choices(*buyers: str) -> Section:
@@ -492,9 +510,9 @@ def draw_choices(*buyers: str) -> Section:
 
   def section(found: Found) -> list[str]:
     panels = {f"at {100 * found.table.at:g} %": buyers}
-    same, wasted = "share of the oracle's choice", "labels on right votes"
-    _draw_main(found, "overlaps.png", same, "overlap/labelled", panels)
+    wasted, hopeless = "labels on right votes", "labels where nobody is right"
     _draw_main(found, "wasted.png", wasted, "labels/wasted", panels)
+    _draw_main(found, "hopeless.png", hopeless, "labels/hopeless", panels)
     return []
 
   return section
@@ -508,11 +526,14 @@ def _rewards(found: Found) -> list[str]:
   table, form = found.table, f"{found.table.swept} {{:g}}"
 
   def collapsed(run: str) -> str:
-    seeds = [
-      statistics.has_collapsed(values, table.window, _COLLAPSED)
-      for values in found.curves[run].values["reward/total"]
-    ]
-    return f"{sum(seeds)}/{len(seeds)}"
+    rewards = found.curves[run].values["reward/total"]
+    ends = [statistics.best_and_last(of, table.window) for of in rewards]
+    count, *beside = (
+      sum(last < share * best for best, last in ends)
+      for share in (_COLLAPSED, *_BESIDE)
+    )
+    told = " to ".join(map(str, beside))
+    return f"{count}/{len(ends)}" + f" ({told})" * (beside != [count] * 2)
 
   def last(run: str) -> str:
     curves, end = found.curves[run], _ends(found)["last"]
@@ -521,7 +542,9 @@ def _rewards(found: Found) -> list[str]:
 
   intro = (
     f"A seed has collapsed if the mean reward of its last {table.window} steps "
-    f"is below {100 * _COLLAPSED:g} % of the best such mean that it had."
+    f"is below {100 * _COLLAPSED:g} % of the best such mean that it had; in "
+    f"brackets, where others are counted, at {100 * _BESIDE[0]:g} and at "
+    f"{100 * _BESIDE[1]:g} %. Both means are in runs.csv."
   )
   fallen, ends = found.by_value(collapsed), found.by_value(last)
   lines = ["", table.note]
@@ -541,12 +564,24 @@ def _at_the_end(found: Found) -> list[str]:
     "skipped updates": "skipped",
   }
   rows = [
-    {"row": row, **_averages(found.curves[of[value]], shown, last, ".3g")}
+    {
+      "row": row,
+      **_averages(_likely(found.curves[of[value]]), shown, last, ".3g"),
+    }
     for row, of in found.rows.items()
     if value in of
   ]
   at = f"{table.swept} {value:g}, mean over seeds"
   return _lay_out(f"The last {table.window} steps at {at}", rows, shown)
+
+
+def _likely(curves: Curves) -> Curves:
+  """The same, where a likelihood of no response is missing and not 0."""
+  values = {
+    name: np.where(array == 0, np.nan, array) if name[:4] == "nll/" else array
+    for name, array in curves.values.items()
+  }
+  return curves._replace(values=values)
 
 
 def _draw_sweep(found: Found) -> list[str]:
@@ -601,7 +636,8 @@ LABELS = (
   functools.partial(
     _keep,
     names=("reward/total", "audit/correct", "audit/vote_right")
-    + ("audit/majority", "overlap/labelled", "labels/wasted", "entropy"),
+    + ("audit/majority", "audit/with_gap", "labels/labelled", "labels/wasted")
+    + ("labels/hopeless", "entropy"),
     every=5,
   ),
   _before,

@@ -268,17 +268,15 @@ def median_steps(steps: Sequence[float], *, limit: int) -> str:
   return f"{value} ({np.isfinite(steps).sum()}/{len(steps)} reached)"
 
 
-def has_collapsed(values: npt.ArrayLike, window: int, share: float) -> bool:
-  """Whether the last average over a window is below a share of the best.
+def best_and_last(values: npt.ArrayLike, window: int) -> tuple[float, float]:
+  """The best average over a window, and the last.
 
-  >>> has_collapsed([0.4, 0.8, 0.9, 0.3], 1, share=0.5)
-  True
-  >>> has_collapsed([0.4, 0.8, 1.0, 0.5], 1, share=0.5)
-  False
+  >>> best_and_last([0.4, 0.8, 0.9, 0.3], 1)
+  (0.9, 0.3)
   """
   sample = _sample(values)
   averages = moving_average(sample, min(window, sample.size))
-  return bool(averages[-1] < share * averages.max())
+  return float(averages.max()), float(averages[-1])
 
 
 def _sample(values: npt.ArrayLike) -> np.ndarray:

@@ -75,6 +75,10 @@ class Table:
   # Which of them, and of which score, is what the table was run for: fixed
   # before it is. All others are exploratory.
   primary: tuple[str, str] = ("", "")
+  # Comparisons that tell what the primary one owes to its method.
+  controls: tuple[str, ...] = ()
+  # Columns whose differences are drawn; the first one by default.
+  drawn: tuple[str, ...] = ()
   # Metric of a step -> what it is called where its means are compared.
   compared: Mapping[str, str] = _none()
   # Rewards whose arrival is timed, as means over a window of steps.

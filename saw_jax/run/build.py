@@ -76,7 +76,9 @@ def build(
     made = made._replace(params=make_params(run, made, source))
     if is_writer:
       document = run_directory.document_of(run, seeds)
-      run_directory.open_run(directory, document, run.optimizer)
+      is_warm = run.warm_start.num_steps and source is None
+      start = warm_start.digest(made.params) if is_warm else None
+      run_directory.open_run(directory, document, run.optimizer, start)
     stack.pop_all()  # All is well, and the directory stays this process's.
   return made
 

@@ -483,4 +483,5 @@ def _audit_figures(truth: np.ndarray, facts) -> dict[str, Any]:
     "audit/vote_right": jnp.mean(facts["vote_right"], axis=-1),
     "audit/majority": facts["majority"],
     "audit/gap": jnp.mean(facts["gaps"], axis=-1),
+    "audit/with_gap": jnp.mean(facts["gaps"] > 0, axis=-1),
   }

@@ -1,7 +1,10 @@
 """What a run writes down about itself, and who may go on there."""
 
+import ast
 import contextlib
 import fcntl
+import functools
+import hashlib
 import json
 import logging
 import os
@@ -26,6 +29,9 @@ LOG = logging.getLogger(__name__)
 _LENGTH = "loop.num_steps"
 # Files by which this process keeps others from training in their folders.
 _LOCKS: dict[pathlib.Path, TextIO] = {}
+# Folders of the package that compute nothing of a run.
+_AROUND = ("reporting", "commands", "contrib", "ahead")
+_VECTORS = ("avx", "amx", "fma", "sse4")
 # What makes a run's numbers, for git.
 _CODE = ("--", "saw_jax", "configs")
 _NO_GIT = (OSError, subprocess.CalledProcessError)
@@ -104,6 +110,7 @@ def open_run(
   directory: str | os.PathLike,
   config: Mapping[str, Any],
   optimizer: "OptimizerConfig | None" = None,
+  start: str | None = None,  # a digest of the weights that it begins with
 ) -> dict[str, Any]:
   """Writes `run.json`, or notes in it that the run goes on.
 
@@ -115,7 +122,7 @@ def open_run(
   config = json.loads(metrics.to_json(config))
   if _has_begun(path.parent):
     document = read_run(directory)
-    again = {"at": _now(), "commit": commit()}
+    again = {"at": _now(), "commit": commit(), "code": code()}
     for old, _ in differences(document["config"], config).values():
       again["steps_before"] = old  # Nothing else may differ.
       (path.parent / "final.json").unlink(missing_ok=True)
@@ -127,6 +134,7 @@ def open_run(
       "config": config,
       "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
       **environment(),
+      "start": start,
       "started": _now(),
     }
     _set_labels_aside(path, config)
@@ -250,9 +258,10 @@ def _without_lost(section: Mapping[str, Any]) -> dict[str, Any]:
   return {name: x for name, x in section.items() if name not in lost}
 
 
-def commits(document: Mapping[str, Any]) -> list[str]:
-  later = [entry["commit"] for entry in document.get("resumed", ())]
-  return list(dict.fromkeys([document["commit"], *later]))
+def commits(document: Mapping[str, Any]) -> dict[str, str]:
+  """The hash of the code by commit; older runs have the commit alone."""
+  entries = (document, *document.get("resumed", ()))
+  return {e["commit"]: e.get("code", e["commit"]) for e in entries}
 
 
 def environment() -> dict[str, Any]:
@@ -262,6 +271,8 @@ def environment() -> dict[str, Any]:
   kind = f"{len(devices)} x {devices[0].device_kind}"
   return {
     "commit": commit(),
+    "code": code(),
+    **processor(),
     "python": platform.python_version(),
     "packages": {name: metadata.version(name) for name in _PACKAGES},
     "machine": f"{kind}, {cores} cores, {platform.machine()}",
@@ -278,13 +289,38 @@ def commit() -> str:
   return "unknown"
 
 
-def is_same_code(a: str, b: str) -> bool:
-  """Whether two commits have the same library and the same configs."""
-  if a != b and a.isalnum() and b.isalnum() and "unknown" not in (a, b):
-    with contextlib.suppress(*_NO_GIT):
-      _git("diff", "--quiet", a, b, *_CODE)
-      return True
-  return a == b
+@functools.cache
+def code() -> str:
+  """A hash of what computes: of the package without what stands around a run.
+
+  It leaves out comments and layout, and configs, which runs keep.
+  """
+  digest, package = hashlib.sha256(), pathlib.Path(__file__).parents[1]
+  for path in sorted(package.rglob("*")):
+    name = path.relative_to(package)
+    if name.parts[0] in _AROUND or path.suffix == ".pyc" or path.is_dir():
+      continue
+    content = path.read_bytes()
+    if path.suffix == ".py":
+      content = ast.dump(ast.parse(content)).encode()
+    digest.update(f"{name.as_posix()} {len(content)}\n".encode() + content)
+  return digest.hexdigest()[:10]
+
+
+def processor() -> dict[str, str]:
+  """What rounding depends on: the model, and the vector instructions it has."""
+  text = ""
+  with contextlib.suppress(OSError):
+    text = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+  lines = (line.partition(":") for line in text.splitlines())
+  about = {key.strip(): value.strip() for key, _, value in lines}
+  flags = about.get("flags", about.get("Features", "")).split()
+  names = ("vendor_id", "cpu family", "model", "cache size")
+  found = sorted(flag for flag in flags if flag.startswith(_VECTORS))
+  return {
+    "processor": " ".join(about.get(name, "?") for name in names),
+    "instructions": " ".join(found),
+  }
 
 
 def _git(*words: str) -> str:

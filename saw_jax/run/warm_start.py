@@ -183,6 +183,15 @@ def _train(
   return current.params
 
 
+def digest(params: PyTree) -> str:
+  """Names a start by its weights; a value head is none of them."""
+  found = hashlib.sha256()
+  for name, leaf in zip(_names(params), jax.tree.leaves(params), strict=True):
+    if not name.startswith("value_"):
+      found.update(np.asarray(leaf).tobytes())
+  return found.hexdigest()[:10]
+
+
 def _names(params: PyTree) -> list[str]:
   found = jax.tree_util.tree_leaves_with_path(params)
   keystr = jax.tree_util.keystr

@@ -50,14 +50,14 @@ _SECONDS = ("generate", "score", "choose", "estimate", "update", "probes")
 _METRICS = (
   *(f"{kind}/{reward}" for kind in _KINDS for reward in _REWARDS),
   *("success", "steps", "invalid", "entropy", "length", "observation_nll"),
-  *("audit/correct", "audit/vote_right", "audit/majority"),
+  *("audit/correct", "audit/vote_right", "audit/majority", "audit/with_gap"),
   *("nll/positive", "nll/negative", "zero_advantage", "gradient_norm"),
   *("seconds/step", *(f"seconds/{name}" for name in _SECONDS)),
 )
 # Metrics that rows have if their name has this in it.
 _OF_SOME = {
   "paw": ("lambda", "loss/world_model", "clipped_tokens"),
-  "_0": ("overlap/labelled", "labels/wasted", "labels/hopeless")
+  "_0": ("labels/labelled", "labels/wasted", "labels/hopeless")
   + ("labels/bought", "labels/prompts"),
   "care_0": ("gate/precision",),
   "asympo": ("skipped",),

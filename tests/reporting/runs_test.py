@@ -90,25 +90,35 @@ class TestFind:
     assert find(5, config=None).missing == ()
 
 
-def test_all_that_is_made_has_one_commit(tmp_path):
-  rows = {
-    row: RowRuns((finish(tmp_path / row, [0], commit=commit),))
-    for row, commit in (("a", "abc"), ("b", "def"), ("c", "abc"))
-  }
-  same = {row: rows[row] for row in "ac"}
-  runs.check_commits(same)
-  runs.check_commits(same, now="abc")
-  with pytest.raises(ValueError, match=r"abc: a, c; def: b\)"):
-    runs.check_commits(rows)
-  # So has code that would be the second, and a run that went on with it.
-  with pytest.raises(ValueError, match="abc: a, c; def: what is missing"):
-    runs.check_commits(same, now="def")
-  path = tmp_path / "a" / "run.json"
-  document = json.loads(path.read_text())
-  document["resumed"] = [{"at": "noon", "commit": "def"}]
-  path.write_text(json.dumps(document))
-  with pytest.raises(ValueError, match="abc: a; def: a"):
-    runs.check_commits({"a": rows["a"]})
+def test_a_table_is_of_one_code_start_and_instruction_set(tmp_path):
+  def row(name, seeds=(0,), **document):
+    path = finish(tmp_path / name, seeds, commit=document.pop("commit", "abc"))
+    made = json.loads((path / "run.json").read_text()) | document
+    (path / "run.json").write_text(json.dumps(made))
+    return {name: RowRuns((path,))}
+
+  by = {"code": "1", "instructions": "avx", "start": "w"}
+  same = row("a", **by) | row("b", **(by | {"commit": "def"}))
+  runs.check_same(same)
+  with pytest.raises(ValueError, match=r"one version.*1: a, b; 2: c\)"):
+    runs.check_same(same | row("c", **(by | {"code": "2"})))
+  with pytest.raises(ValueError, match=r"instruction set.*avx: a, b; avx2: d"):
+    runs.check_same(same | row("d", **(by | {"instructions": "avx2"})))
+  with pytest.raises(ValueError, match=r"one start 0.*w: a, b; x: e\)"):
+    runs.check_same(same | row("e", **(by | {"start": "x"})))
+  # An older run has its commit alone, and one that went on may have two codes.
+  with pytest.raises(ValueError, match="1: a, b; abc: f"):
+    runs.check_same(same | row("f"))
+  later = [{"at": "noon", "commit": "def", "code": "2"}]
+  with pytest.raises(ValueError, match="1: g; 2: g"):
+    runs.check_same(row("g", **by, resumed=later))
+  # So has the code that would run what is missing.
+  with pytest.raises(ValueError, match="1: a, b; .*: what is missing"):
+    runs.check_same(same, is_whole=False)
+  assert runs.made(row("h", (3, 5), **by)) == [
+    {"row": "h", "start": 0, "seeds": "3 5", "commit": "abc", "code": "1"}
+    | {"instructions": "avx", "weights": "w"}
+  ]
 
 
 class TestReadCurves:

@@ -75,8 +75,8 @@ class Written:
 
 
 DRAWN = {
-  "paw/household": "success lambda world_model clipped_tokens differences",
-  "care/knights": "accuracy_by_budget curves majorities overlaps wasted",
+  "paw/household": "success lambda observation_nll clipped_tokens differences",
+  "care/knights": "accuracy_by_budget curves majorities hopeless wasted",
   "asympo/math": "curves final_by_lag_paper final_by_lag_others likelihoods",
   "saw/summaries": "curves difference_conciseness difference_quality",
 }

@@ -204,8 +204,9 @@ def test_steps_to_a_threshold_by_hand(threshold, window, step):
 
 
 def test_ends_of_runs():
-  # A run that is shorter than the window has not collapsed.
-  assert not statistics.has_collapsed([0.9, 0.1], 5, share=0.5)
+  # A run that is shorter than the window is one average.
+  assert statistics.best_and_last([0.9, 0.1], 5) == (0.5, 0.5)
+  assert statistics.best_and_last([0, 2, 4, 1, 1], 2) == (3.0, 1.0)
   # The median is of 10, 20, 30 and beyond.
   found = statistics.median_steps([30, math.inf, 10, 20], limit=100)
   assert found == "25 (3/4 reached)"

@@ -41,9 +41,11 @@ def test_a_run_writes_what_is_needed_to_run_it_again(tmp_path, monkeypatch):
   run_directory.open_run(folder, CONFIG)
   third = run_directory.open_run(folder, CONFIG)
   assert len(third["resumed"]) == 2
-  assert run_directory.commits(third) == [first["commit"]]
-  third["resumed"][1]["commit"] = "other"
-  assert run_directory.commits(third) == [first["commit"], "other"]
+  made = {first["commit"]: run_directory.code()}
+  assert run_directory.commits(third) == made
+  third["resumed"][1] |= {"commit": "other", "code": "another"}
+  assert run_directory.commits(third) == made | {"other": "another"}
+  assert first["instructions"] == run_directory.processor()["instructions"]
   assert {**third, "resumed": None} == {**first, "resumed": None}
 
 
@@ -119,15 +121,19 @@ def test_a_commit_is_marked_where_its_code_was_changed(checkout):
     (checkout / path).write_text("x = 1\n")
 
 
-def test_the_same_code_is_that_of_the_library_and_the_configs(checkout):
-  second = commit_all(checkout)
-  for path in ("docs/a.md", *CODE):
-    (checkout / path).write_text("x = 2\n")
-    first, second = second, commit_all(checkout)
-    assert first != second
-    for one, other in ((first, second), (second, first)):
-      assert run_directory.is_same_code(one, other) == (path not in CODE)
-  # What git does not know is only itself.
-  for name in ("unknown", "0123456789", "abc+", "--quiet"):
-    assert run_directory.is_same_code(name, name)
-    assert not run_directory.is_same_code(name, first)
+def test_the_code_of_a_run_is_what_computes_it(checkout):
+  def code():
+    run_directory.code.cache_clear()
+    return run_directory.code()
+
+  package = checkout / "saw_jax"
+  (package / "reporting").mkdir()
+  first = code()
+  (package / "reporting" / "a.py").write_text("x = 2\n")
+  (package / "training" / "module.py").write_text("x  =  1  # a remark\n")
+  assert code() == first
+  (package / "training" / "module.py").write_text("x = 2\n")
+  second = code()
+  (package / "training" / "data.json").write_text("{}")
+  assert len({first, second, code()}) == 3
+  run_directory.code.cache_clear()
