@@ -153,8 +153,20 @@ class Peer:
     self.close()
 
 
-def prepare(name: str) -> str:
+def prepare(
+  name: str,
+  requirements: tuple[str, ...] | None = None,
+  *,
+  python: str = sys.executable,
+  lowest: bool = False,
+) -> str:
   """Makes the environment of a peer unless it is there.
+
+  Args:
+    name: of its folder.
+    requirements: what it holds, by default `REQUIREMENTS` of that name.
+    python: what makes it.
+    lowest: takes the lowest versions that are allowed (by uv).
 
   Returns:
     Its Python.
@@ -162,27 +174,31 @@ def prepare(name: str) -> str:
   Raises:
     PeerError: it cannot be made.
   """
-  wanted = "\n".join(REQUIREMENTS[name])
+  requirements = REQUIREMENTS[name] if requirements is None else requirements
+  wanted = "\n".join(requirements)
   if not wanted:
     return sys.executable
   folder = ENVIRONMENTS / name
-  python, stamp = folder / "bin" / "python", folder / ".installed"
-  if stamp.exists() and stamp.read_text() == wanted and python.exists():
-    return str(python)
-  say(f"making the environment of {LABELS[name]} in {folder.relative_to(ROOT)}")
-  commands = [[sys.executable, "-m", "venv", str(folder)]]
-  install = [str(python), "-m", "pip", "install", "--quiet"]
+  own, stamp = str(folder / "bin" / "python"), folder / ".installed"
+  if stamp.exists() and stamp.read_text() == wanted and os.path.exists(own):
+    return own
+  say(f"making an environment in {folder.relative_to(ROOT)}")
+  commands = [[python, "-m", "venv", str(folder)]]
+  install = [own, "-m", "pip", "install", "--quiet"]
   install += ["--disable-pip-version-check"]
+  if lowest:
+    commands.append([*install, "uv"])
+    install = [own, "-m", "uv", "pip", "install", "--resolution=lowest"]
   # torch first: another requirement would bring its default build along.
-  for count in range(1, len(REQUIREMENTS[name]) + 1):
-    commands.append([*install, *REQUIREMENTS[name][:count]])
+  for count in range(1, len(requirements) + 1):
+    commands.append([*install, *requirements[:count]])
   for command in commands:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
       lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason"]
       raise PeerError(f"its environment cannot be made: {lines[-1]}")
   stamp.write_text(wanted)
-  return str(python)
+  return own
 
 
 def say(line: str) -> None:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,6 +26,8 @@ from saw_jax.types import PyTree
 
 # The plan of memory and of communication is the same, in a tenth of the time.
 _QUICK = {"exec_time_optimization_effort": -1.0}
+if not hasattr(jax.config, "jax_exec_time_optimization_effort"):
+  _QUICK = {}  # JAX 0.11 has no such option.
 # `config.json` of the models that the tables name, as they were published.
 MODELS: Mapping[str, Mapping] = base.asset(__file__, "released_models.json")
 
@@ -112,9 +115,18 @@ class Compiler:
         sizes[math.prod(leaf.shape[1:])] = name
     for program in programs.programs_of(policy):
       if not wanted or program.name in wanted:
-        yield self._compile(program, policy.held(program.name), sizes)
+        yield self.compile(program, policy.held(program.name), sizes)
 
-  def _compile(self, program, held: PyTree, sizes) -> dict[str, Any]:
+  def compile(
+    self,
+    program: programs.Program,
+    held: PyTree = (),
+    sizes: Mapping[int, str] = MappingProxyType({}),
+  ) -> dict[str, Any]:
+    """The figures of a program, beside what is `held` while it runs.
+
+    `sizes` are names of weights by their numbers of elements.
+    """
     begun, count = time.time(), program.mesh.size
     traced = program.trace()
     arguments = {id(x) for x in jax.tree.leaves(program.args)}
