@@ -5,6 +5,7 @@ does not take the others with it, and Ctrl-C reaches those that run once, so
 that they save.
 """
 
+import functools
 import logging
 import os
 import pathlib
@@ -12,13 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import ml_collections
 from absl import flags
 
-from saw_jax.reporting import catalogue, pages, plots, report
+from saw_jax.reporting import catalogue, check, pages, plots, report
 from saw_jax.reporting import runs as runs_lib
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.reporting.table import TIMED_SEEDS, Table
@@ -31,6 +32,7 @@ flags.disclaim_key_flags()  # They are the script's, in its --help.
 _OF_ALL = ("scale", "seeds", "starts", "runs", "jobs", "mixed")
 _OF_ONE_TABLE = ("rows", "steps", "checkpoint", "set", "out", "demo")
 _DEMO_STEPS = 60
+_SHOWN = 5  # numbers that differ
 _POLL_S, _LINE_S = 0.2, 60.0  # between two looks, and two lines of progress
 
 
@@ -38,6 +40,8 @@ def main() -> int:
   """Makes one table or all, or lists them; returns the exit status."""
   given = flags.FLAGS
   with command_line.checking_input():
+    if given.full and not given.check:
+      raise ValueError("--full goes with --check")
     if sum((bool(given.table), given.list, given.all)) != 1:
       raise ValueError("give one of --table=NAME, --all and --list")
     store.folder_of(given.runs, "--runs")
@@ -52,6 +56,9 @@ def main() -> int:
       for name in _OF_ONE_TABLE:
         if given[name].value:
           raise ValueError(f"--{name} is of one table: give --table=NAME")
+    if given.check:
+      return _check([given.table] if given.table else catalogue.names())
+    if given.all:
       jobs = plan(given.scale, given.seeds, given.starts, given.runs, "results")
   if given.all:
     same = [f"--{n}={given[n].value}" for n in _OF_ALL if given[n].value]
@@ -160,6 +167,55 @@ def _words(
   for split, samples in table.benchmarks.get(given.scale, {}).items():
     words.append(f"--config.evaluation.benchmarks.{split}={samples}")
   return config.lock(), words + [f"--config.{pair}" for pair in changes]
+
+
+def _check(names: Sequence[str]) -> int:
+  """Says what made each table, and runs the first steps of a row again."""
+  given, status = flags.FLAGS, 0
+  for name in names:
+    default = pathlib.Path("results", name, given.scale)
+    folder = pathlib.Path(given.out or default)
+    if given.all and not (folder / "made.csv").exists():
+      print(f"{name}: nothing says what made it, or it is not there")
+      continue
+    table, entries = catalogue.load(name), check.made_by(folder)
+    print(f"{name}: {check.origins(entries)}", flush=True)
+    treated = table.primary[0].partition(" - ")[0]
+    rows = [entry["row"] for entry in entries]
+    for row in given.rows or [treated if treated in rows else rows[0]]:
+      of_row = [entry for entry in entries if entry["row"] == row]
+      if not of_row:
+        raise ValueError(f"{folder} has no row {row}")
+      _, words = _words(name, table, row, int(of_row[0]["start"]))
+      again = functools.partial(_train_again, words)
+      how = {"is_full": given.full}
+      count, differ = check.rerun(again, of_row[0], folder, **how)
+      print(f"{name}: {row}: {len(differ)} of {count} numbers differ")
+      for line in differ[:_SHOWN]:
+        print(f"  {line}")
+      status |= bool(differ)
+  return status
+
+
+def _train_again(
+  words: Sequence[str],
+  directory: pathlib.Path,
+  seeds: Sequence[int],
+  is_enough: Callable[[], bool],
+) -> None:
+  """Trains a row until that is enough, as `check.rerun` asks for."""
+  is_cpu, log = not catalogue.has_accelerator(), directory.with_name("log")
+  with children.Children() as runner:
+    process = _start(runner, words, directory, seeds, log, is_cpu)
+    while process.poll() is None:
+      if is_enough():
+        process.send_signal(signal.SIGINT)  # it stops after this step
+        process.wait()
+      time.sleep(_POLL_S)
+  if runner.stopped:
+    raise KeyboardInterrupt
+  if process.returncode not in (0, command_line.INTERRUPTED):
+    raise ValueError(_last_words(log))
 
 
 def _start(

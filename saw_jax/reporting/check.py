@@ -1,0 +1,94 @@
+"""Whether a table is of the code that is here: part of it is run again."""
+
+import csv
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from saw_jax.reporting import runs
+from saw_jax.reporting.statistics import Seed
+from saw_jax.run import run_directory
+
+STEPS = 5  # that are compared, or those of a line of `curves.csv` if more
+
+
+def made_by(folder: pathlib.Path) -> list[dict[str, str]]:
+  """The runs of a table, as `runs.made` wrote them."""
+  path = folder / "made.csv"
+  if not path.exists():
+    raise ValueError(f"{path} is not there: nothing says what made this table")
+  with path.open(newline="", encoding="utf-8") as file:
+    return list(csv.DictReader(file))
+
+
+def origins(entries: Sequence[Mapping[str, str]]) -> str:
+  """Whether code and instruction set are those that are here."""
+  here, said = {"code": run_directory.code(), **run_directory.processor()}, []
+  for what in ("code", "instructions"):
+    by = {entry[what]: entry["commit"] for entry in entries}
+    others = [x or "unknown" for x in by if x != here[what]]
+    told = f"other {what} ({', '.join(others)}; here {here[what]})"
+    said.append(told if others else f"the same {what}")
+  commits = ", ".join(dict.fromkeys(entry["commit"] for entry in entries))
+  return f"of commit {commits}: {'; '.join(said)}"
+
+
+def rerun(
+  train: Callable[[pathlib.Path, Sequence[int], Callable[[], bool]], None],
+  entry: Mapping[str, str],
+  folder: pathlib.Path,
+  *,
+  is_full: bool = False,
+) -> tuple[int, list[str]]:
+  """Has a run's first steps made again, or all; says how many numbers differ.
+
+  `train` does so in a directory, with seeds, until a function is true.
+  """
+  numbers = [int(word) for word in entry["seeds"].split()]
+  file = folder / ("runs.csv" if is_full else "curves.csv")
+  read = runs.read_results if is_full else runs.read_kept_curves
+  kept = read(file).get(entry["row"])
+  if kept is None:
+    raise ValueError(f"{file} has no row {entry['row']}")
+  every = 1 if is_full else int(np.diff(kept.steps[:2]).sum()) or 1
+  most = max(STEPS // every, 1) * every
+  with tempfile.TemporaryDirectory() as place:
+    directory = pathlib.Path(place, "run")
+    path = directory / "metrics.csv"
+
+    def is_enough() -> bool:
+      lines = path.read_text().count("\n") if path.exists() else 0
+      return not is_full and lines > most * len(numbers)  # one is the header
+
+    train(directory, numbers, is_enough)
+    if is_full:
+      again = runs.read_finals([directory])
+    else:
+      again = runs.averaged(runs.read_curves([directory]), every)
+  start = int(entry["start"])
+  chosen = {Seed(start, number) for number in numbers}
+  before, now = (_flat(found, chosen, most) for found in (kept, again))
+  differ = [
+    f"{name}: {value!r} there, {now.get(name)!r} here"
+    for name, value in before.items()
+    if repr(value) != repr(now.get(name))
+  ]
+  return len(before), differ
+
+
+def _flat(
+  found: runs.Curves | runs.Finals, seeds: set[Seed], most: int
+) -> dict[str, float]:
+  """Numbers by what they are: of some seeds, and of less than `most` steps."""
+  flat = {}
+  for name, values in found.values.items():
+    for seed, of in zip(found.seeds, values, strict=True):
+      if seed in seeds and isinstance(found, runs.Finals):
+        flat[f"{name} of seed {seed}"] = float(of)
+      elif seed in seeds:
+        for step, value in zip(found.steps, of, strict=True):
+          if step < most and np.isfinite(value):
+            flat[f"{name} of seed {seed} at step {step}"] = float(value)
+  return flat
