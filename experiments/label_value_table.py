@@ -53,7 +53,7 @@ def _cell(by_start: Sequence[Sequence[float]]) -> str:
   """In thousandths of held-out reward: over labels if there is one start."""
   pooled = np.concatenate(list(map(np.asarray, by_start)))
   low, high = (
-    statistics.clustered_interval(by_start)
+    statistics.t_interval([np.mean(values) for values in by_start])
     if len(by_start) > 1
     else statistics.bootstrap_interval(pooled)
   )

@@ -167,7 +167,7 @@ class TestCompare:
       ]
       (path / "final.json").write_text(json.dumps(records))
     found = compare.compare([a, b], ["greedy/right"])
-    ((run, control, part, _, value, before, (mean, count, t, _)),) = found.rows
+    ((run, control, part, _, value, before, (mean, count, t, *_)),) = found.rows
     assert (run, control, part, count) == ("b", "a", "held out", 2)
     assert (value.mean, before.mean, mean) == (0.75, 0.375, 0.375)
     # 12.706 is Student's quantile of one degree of freedom.

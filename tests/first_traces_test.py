@@ -46,6 +46,6 @@ def test_every_table_is_traced_and_every_loss(found):
     traced = {program for row in of_table for program in row["traced"]}
     if of_table:
       assert {"generate", "update", "estimate"} <= traced, name
-    assert ("observe" in traced) == name.startswith("care")
+      assert ("observe" in traced) == name.startswith("care")
   losses = [x for case, x in found.items() if case.startswith("asympo")]
   assert sum("update" in x["traced"] for x in losses) >= 18

@@ -147,7 +147,8 @@ def _parse_math(text: str) -> str | None:
   opened, closed = (sum(map(answer.count, some)) for some in ("([", ")]"))
   is_balanced = opened == closed and answer.count("{") == answer.count("}")
   # Several plain words are a sentence, such as "no idea".
-  is_sentence = len(text.split()) > 1 and not any(
+  parts = re.split("[,;]", text)
+  is_sentence = any(len(part.split()) > 1 for part in parts) and not any(
     character.isdigit() or character in "\\^_=+*/()[]" for character in text
   )
   has_content = any(c.isalnum() or c == "\\" for c in answer)

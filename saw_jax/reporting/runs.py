@@ -283,7 +283,9 @@ def _chosen(
 
 
 def _start_of(directory: _Path) -> int:
-  """Which supervised start the policies of a run began at."""
+  """Which supervised start a run began at: the first, where nothing says so."""
+  if not (pathlib.Path(directory) / "run.json").exists():
+    return 0
   section = run_directory.read_run(directory)["config"].get("warm_start", {})
   return section.get("options", {}).get("seed", 0)
 

@@ -224,7 +224,7 @@ class TestDeaths:
     def dies(*args):
       raise actor.ActorDied("the sampler's process ended with code -9")
 
-    monkeypatch.setattr(groups, "_by_engine", lambda *_: dies)
+    monkeypatch.setattr(groups, "_by_engine", lambda *_, **how: dies)
     with pytest.raises(actor.ActorError, match="3 actors died"):
       run(tmp_path, [0], actors=1, actor_devices=1, max_deaths=2)
 

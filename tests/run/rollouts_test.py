@@ -6,6 +6,7 @@ import string
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -200,7 +201,7 @@ def sampling():
   engine = rollouts.Native(parallel.seeded(), helpers.CONFIG)
   generate = functools.partial(engine.sample, config=settings)
   params = decoder.init_params(helpers.CONFIG, jax.random.key(0))
-  params = jax.tree.map(lambda x: np.stack([x, x]), params)
+  params = jax.tree.map(lambda x: jnp.stack([x, x]), params)
   every = [
     base.Example(key, example(text).messages, "ab"[key % 2])
     for key, text in enumerate(TEXTS)
