@@ -23,6 +23,7 @@ from tests import helpers
 from tests.run import script_runs
 
 FIELDS = {
+  "model.num_layers": 1,
   "warm_start.num_steps": 2,
   "warm_start.num_demonstrations": 64,
   "loop.num_steps": 2,
