@@ -46,7 +46,11 @@ def test_a_file_that_is_none_is_one_sentence(tmp_path):
     ("x.jsonl", "{}\n" + "[" * 200_000, "line 1: maximum recursion"),
     ("x.jsonl", "{}\n" + "9" * 5000, "line 1: Exceeds the limit"),
     ("x.jsonl", b"{}\n\xff", "line 1: 'utf-8' codec"),
-    ("x.jsonl", gzip.compress(b"{}\n" * 9)[:20], "line 0: 'utf-8' codec"),
+    (
+      "x.jsonl",
+      gzip.compress(b"{}\n" * 9, mtime=0)[:20],
+      "line 0: 'utf-8' codec",
+    ),
     ("x.json", b"\xff", "not JSON: 'utf-8' codec"),
     ("x.csv", b"a,b\n1,\xff", "'utf-8' codec"),
     ("x.csv", "a\n" + "b" * 200_000, "after line 1: field larger"),
