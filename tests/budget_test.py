@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-LIBRARY = 37_625  # lines of saw_jax
+LIBRARY = 37_635  # lines of saw_jax
 CORE = 20_495  # of them, without what stands at its edge
 FORMULA = 300  # lines of a file of formulas
 DOCSTRINGS = 0.14  # of the lines of the library

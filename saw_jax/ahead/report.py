@@ -45,6 +45,12 @@ def roofline(found: Figures, topology: Topology) -> dict[str, float]:
   }
 
 
+def bound(found: Figures, topology: Topology) -> float:
+  """Seconds that a program takes at least in a step; 0 if nobody knows."""
+  times = roofline(found, topology)
+  return max(times.values(), default=0.0) * found.get("runs", 1)
+
+
 def lines(found: Figures, topology: Topology) -> Iterator[str]:
   """Says a record in words: of the run, of a program, of what would help."""
   if "mesh" in found:
