@@ -1,6 +1,7 @@
 """MaxText's train step for a slice, by its own ahead-of-time compile."""
 
 import contextlib
+import tempfile
 
 import jax
 from maxtext.trainers.pre_train import train_compile
@@ -48,7 +49,7 @@ def step_of(shape: protocol.Shape, devices: list, tiles: str):
     enable_checkpointing=False,
     learning_rate=1e-6,
     run_name="slice",
-    base_output_directory="/tmp/maxtext",
+    base_output_directory=tempfile.gettempdir(),
   )
   base = train_compile.__file__.rsplit("/trainers", 1)[0] + "/configs/base.yml"
   with contextlib.suppress(_Found):
