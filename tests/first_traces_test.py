@@ -19,9 +19,8 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def found():
-  """What the first traces of each row said."""
+@pytest.mark.slow
+def test_every_row_starts_on_8_and_on_16_devices_and_every_loss_is_traced():
   ran = subprocess.run(
     [sys.executable, "-m", "tests.first_traces"],
     input="\n".join(CASES),
@@ -30,17 +29,10 @@ def found():
     text=True,
     check=True,
   )
-  lines = map(json.loads, ran.stdout.splitlines())
-  return {line["case"]: line for line in lines}
-
-
-def test_every_row_starts_on_8_and_on_16_devices(found):
+  found = {x["case"]: x for x in map(json.loads, ran.stdout.splitlines())}
   assert list(found) == CASES
   faults = {case: x["error"] for case, x in found.items() if "error" in x}
   assert not faults
-
-
-def test_every_table_is_traced_and_every_loss(found):
   for name in TABLES:
     of_table = [x for case, x in found.items() if case.startswith(f"{name}:")]
     traced = {program for row in of_table for program in row["traced"]}

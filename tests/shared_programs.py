@@ -12,6 +12,7 @@ import dataclasses
 import enum
 import functools
 import os
+import threading
 import types
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 
 _MOST = 400  # programs that are held
+_MOST_LOWERED = 200  # in one context, which keeps what they were made of
 # Values, and what there is one of.
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, type(...))
 _PLAIN += (np.dtype, np.ufunc, jax.Device, jax.custom_vjp, jax.custom_jvp)
@@ -91,6 +93,27 @@ def _content(cell):
     return cell.cell_contents
   except ValueError:  # There is none yet.
     raise _Unknown from None
+
+
+def share_contexts():
+  """Has MLIR's contexts shared, a thread's by what it lowers one after another.
+
+  To make one takes longer than to lower a small program.
+  """
+  from jax._src.interpreters import mlir
+
+  init, own = mlir.ModuleContext.__init__, threading.local()
+
+  @functools.wraps(init)
+  def init_in_shared(self, *, context=None, **options):
+    if context is None:
+      own.count = getattr(own, "count", -1) + 1
+      if own.count % _MOST_LOWERED == 0:
+        own.context = mlir.make_ir_context()
+      context = own.context
+    init(self, context=context, **options)
+
+  mlir.ModuleContext.__init__ = init_in_shared
 
 
 PROGRAMS = Programs()

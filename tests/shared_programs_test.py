@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tests import helpers
@@ -66,3 +67,9 @@ def test_a_test_that_patches_shares_nothing(monkeypatch):
   # Those of all other tests are of another scope.
   key = next(reversed(PROGRAMS._made))
   assert key[0] is scope
+
+
+def test_programs_are_lowered_in_one_context_after_another():
+  lowered = [jax.jit(jnp.sin).lower(np.ones(size)) for size in range(1, 4)]
+  if jax.__version__.startswith("0.10."):
+    assert len({id(one.compiler_ir().context) for one in lowered}) < 3

@@ -168,8 +168,10 @@ def test_the_door_reads_and_lengthens_what_another_machine_has_trained(
 
 
 @pytest.mark.slow
-def test_two_hosts_go_on_from_parts_of_each_other(bucket, tmp_path):
-  two_processes_test.finish(tmp_path / "pair")
+def test_two_hosts_go_on_from_parts_of_each_other(
+  bucket, tmp_path, tmp_path_factory
+):
+  pair = two_processes_test.pair_of("tools", tmp_path_factory)
   before = (sys.executable, "-m", "tests.store_fake", tmp_path / "store")
   how = script_runs.TOOLS, {**two_processes_test.FIELDS, "before": before}
   both = two_processes_test.start(ADDRESS, *how)
@@ -177,7 +179,7 @@ def test_two_hosts_go_on_from_parts_of_each_other(bucket, tmp_path):
   script_runs.wait_for(both, lambda: said <= objects(bucket))
   script_runs.kill(*both)
   assert "resumed from step" in two_processes_test.finish(ADDRESS, *how)
-  helpers.assert_same_run(bucket / "run", tmp_path / "pair")
+  helpers.assert_same_run(bucket / "run", pair)
 
 
 def test_compiled_programs_are_kept_beside_the_run(bucket, monkeypatch):

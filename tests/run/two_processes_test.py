@@ -5,7 +5,9 @@ one process only in who holds which devices; sums over devices may be taken in
 another order.
 """
 
+import fcntl
 import json
+import os
 import signal
 import socket
 import time
@@ -42,9 +44,11 @@ FIELDS = {
 
 # Labels that are bought for answers of before the last update, and episodes.
 KINDS = {
+  "tools": (script_runs.TOOLS, FIELDS),
   "labels": (
     "care/knights:row=care,scale=tiny",
     {
+      **FIELDS,
       "rollout.max_new_tokens": 16,
       "asynchronous.protocol": "fixed_lag",
       "asynchronous.lag": 1,
@@ -58,6 +62,7 @@ KINDS = {
   "episodes": (
     "paw/household:row=gigpo_paw,scale=tiny",
     {
+      **FIELDS,
       "loop.num_microbatches": 1,
       "loop.group_size": 2,
       "episodes.rows_per_call": 8,
@@ -91,6 +96,18 @@ def finish(workdir, *how):
   return [script_runs.finish(process) for process in start(workdir, *how)][0]
 
 
+def pair_of(kind, tmp_path_factory):
+  """A run of two processes: one for all tests, and all of pytest's workers."""
+  root = tmp_path_factory.getbasetemp()
+  root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+  folder = root / f"pair_of_{kind}"
+  with folder.with_suffix(".lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (folder / "final.json").exists():
+      finish(folder, *KINDS[kind])
+  return folder
+
+
 def run_one(workdir, name=script_runs.TOOLS, fields=FIELDS):
   config = config_lib.load(name)
   config.update_from_flattened_dict({**script_runs.SMALL, **fields})
@@ -119,9 +136,9 @@ def arrays(workdir):
 
 
 @pytest.mark.slow
-def test_two_are_one_and_go_on_after_a_kill(tmp_path):
-  pair, one, killed = (tmp_path / name for name in ("pair", "one", "killed"))
-  finish(pair)
+def test_two_are_one_and_go_on_after_a_kill(tmp_path, tmp_path_factory):
+  one, killed = tmp_path / "one", tmp_path / "killed"
+  pair = pair_of("tools", tmp_path_factory)
   run_one(one)
   assert_close(pair, one)
   assert helpers.curves(one)["gradient_norm"][0, -1] > 0
@@ -136,12 +153,12 @@ def test_two_are_one_and_go_on_after_a_kill(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_share_stop_together_and_go_on_without_loss(tmp_path, kind):
-  pair, one, broken = (tmp_path / name for name in ("pair", "one", "broken"))
-  name, changes = KINDS[kind]
-  how = name, {**FIELDS, **changes}
-  finish(pair, *how)
+@pytest.mark.parametrize("kind", ["labels", "episodes"])
+def test_two_share_stop_together_and_go_on_without_loss(
+  tmp_path, tmp_path_factory, kind
+):
+  pair, how = pair_of(kind, tmp_path_factory), KINDS[kind]
+  one, broken = tmp_path / "one", tmp_path / "broken"
   run_one(one, *how)
   assert_close(pair, one)
 
@@ -169,19 +186,11 @@ def test_two_share_stop_together_and_go_on_without_loss(tmp_path, kind):
 # and one process from the first device to the last. So two devices give the
 # same sums whoever holds them, and four do where several processes have them.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("kind", "shape", "other"),
-  [
-    # Of (2, 1) and (1, 2) it was seen to hold, too.
-    ("episodes", (4, 1), (2, 2)),
-  ],
-)
-def test_who_holds_the_devices_changes_no_bit(tmp_path, kind, shape, other):
-  name, changes = KINDS[kind]
-  one, two = (tmp_path / str(x) for x in (shape, other))
-  finish(one, name, {**FIELDS, **changes}, shape)
-  finish(two, name, {**FIELDS, **changes}, other)
-  helpers.assert_same_run(one, two)
+def test_who_holds_the_devices_changes_no_bit(tmp_path, tmp_path_factory):
+  # Of (2, 1) and (1, 2) it was seen to hold, too.
+  finish(tmp_path / "four", *KINDS["episodes"], (4, 1))
+  two = pair_of("episodes", tmp_path_factory)
+  helpers.assert_same_run(tmp_path / "four", two)
 
 
 @pytest.mark.slow
