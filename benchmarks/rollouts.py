@@ -1,6 +1,7 @@
 """Refilled slots beside all rows at once: tokens per second, and a picture.
 
   python benchmarks/rollouts.py [--repetitions=7] [--only=picture]
+  python benchmarks/rollouts.py --only=pages
   python benchmarks/rollouts.py --write=DIR
   python benchmarks/rollouts.py --engine=http://localhost:8000 --model=DIR
 
@@ -11,6 +12,9 @@ one length. Both samplers run in one process, in turn, and the ratio is the
 median of those of neighbouring runs: of time on the clock, and of the time of
 the processor, which other work on the machine does not count in. Writes
 benchmarks/results/rollouts.{json,md} and docs/pictures/rollout_slots.png.
+
+With --only=pages slots that have the longest row's room each are compared with
+pages of as many tokens, and of fewer: benchmarks/results/rollouts_pages.md.
 
 With --engine our sampler and a server (docs/rollouts.md has its flags) sample
 in turn by the weights of --model, which the server was started with: the same
@@ -49,6 +53,8 @@ KEY = jax.random.key(1)
 VOCABULARY, WIDTH, LAYERS = 512, 128, 4
 PROMPTS, GROUP, SIZE, MOST = 32, 8, 64, 256  # 256 rows of 64 + 256 tokens
 SLOTS = (32, 64)
+AT_ONCE = ((None, 0), (SLOTS[0], 0), (SLOTS[1], 0))  # slots, share of pages
+PAGE, IN_PAGES = 16, ((SLOTS[0], 0), (SLOTS[0], 1.0), (SLOTS[0], 0.6))
 ENDS = 5  # of 512 tokens: the mean is about 0.4 of the most
 # Prompts, responses to each, and tokens of a response: 64 rows, and 16.
 CALLS = ((16, 4, 64), (4, 4, 512))
@@ -88,15 +94,17 @@ def asked():
   return prompts, keys
 
 
-def settings(ends: int, slots: int | None) -> GenerateConfig:
+def settings(ends: int, slots: int | None, share: float) -> GenerateConfig:
+  """Room for so many slots, or that share of it in pages."""
   room = (slots or 0) * (SIZE + MOST - 1) + PROMPTS * SIZE
   config = GenerateConfig(
     max_new_tokens=MOST,
     group_size=GROUP,
     eos_ids=tuple(range(ends)),
-    cache_tokens=room if slots else 0,
+    cache_tokens=int(room * (share or 1)) if slots else 0,
+    page_size=PAGE if share else 0,
   )
-  if slots:
+  if slots and not share:
     assert refill.slots(config, PROMPTS, SIZE) == (slots, PROMPTS)
   return config
 
@@ -107,14 +115,12 @@ def timed(sample, args):
   return found, time.perf_counter() - clock, time.process_time() - busy
 
 
-def compare(ends: int, repetitions: int) -> dict:
-  """Runs all samplers in turn; the first is that of all rows at once."""
+def compare(ends: int, repetitions: int, choices=AT_ONCE) -> dict:
+  """Runs all samplers in turn, and compares them with the first."""
   config, params = model()
   args = (params, *asked())
-  choices = (None, *SLOTS)
-  samplers = [
-    refill.make_generate(config, settings(ends, slots)) for slots in choices
-  ]
+  how = [settings(ends, *choice) for choice in choices]
+  samplers = [refill.make_generate(config, one) for one in how]
   firsts = [timed(sample, args)[0] for sample in samplers]
   lengths = np.asarray(firsts[0].completion_lengths)
   runs = [
@@ -135,7 +141,9 @@ def compare(ends: int, repetitions: int) -> dict:
     "lengths": lengths.tolist(),
     "samplers": [
       {
-        "slots": slots or len(lengths),
+        "slots": refill.slots(one, PROMPTS, SIZE)[0],
+        "cache_tokens": one.cache_tokens,
+        "page_size": one.page_size,
         "tokens_per_second": float(
           lengths.sum() / statistics.median(run[k][0] for run in runs)
         ),
@@ -143,7 +151,7 @@ def compare(ends: int, repetitions: int) -> dict:
         "processor_ratio": ratio(k, 1),
         "rows_that_differ": differing(k),
       }
-      for k, slots in enumerate(choices)
+      for k, one in enumerate(how)
     ],
   }
 
@@ -253,6 +261,30 @@ def versus(url: str, folder: str, repetitions: int) -> list[str]:
   return lines
 
 
+def write_pages(cases: dict, repetitions: int) -> None:
+  lines = [
+    "# A cache in pages beside slots of the longest row's room",
+    "",
+    "`python benchmarks/rollouts.py --only=pages`: the model, prompts and "
+    "lengths of [rollouts.md](rollouts.md). The cache is of tokens in each "
+    "layer, what prompts are read beside it included. Ratios over slots "
+    f"without pages: medians of {repetitions} neighbouring runs.",
+    "",
+    "| lengths | page | tokens of the cache | slots | tokens/s | "
+    "ratio, clock | ratio, processor | rows that differ |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+  ]
+  for name, case in cases.items():
+    lines += [
+      f"| {name} | {one['page_size'] or ''} | {one['cache_tokens']:,} | "
+      f"{one['slots']} | {one['tokens_per_second']:,.0f} | "
+      f"{one['ratio']:.2f} | {one['processor_ratio']:.2f} | "
+      f"{one['rows_that_differ']} |"
+      for one in case["samplers"]
+    ]
+  RESULTS.joinpath("rollouts_pages.md").write_text("\n".join(lines) + "\n")
+
+
 def write(found: dict) -> None:
   lines = [
     "# Refilled slots beside all rows at once",
@@ -284,7 +316,7 @@ def main() -> None:
 
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--repetitions", type=int, default=7)
-  parser.add_argument("--only", choices=("picture",))
+  parser.add_argument("--only", choices=("picture", "pages"))
   parser.add_argument("--write")
   parser.add_argument("--engine")
   parser.add_argument("--model")
@@ -297,6 +329,13 @@ def main() -> None:
     print("\n".join(lines))
     with RESULTS.joinpath("rollouts_engine.md").open("a") as file:
       return file.writelines(f"{line}\n" for line in lines)
+  if args.only == "pages":
+    cases = {
+      name: compare(ends, args.repetitions, IN_PAGES)
+      for name, ends in (("of chance", ENDS), ("all alike", 0))
+    }
+    write_pages(cases, args.repetitions)
+    return print((RESULTS / "rollouts_pages.md").read_text())
   if args.only is None:
     found = {"repetitions": args.repetitions, "cores": os.cpu_count()}
     found["cases"] = {

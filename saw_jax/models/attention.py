@@ -24,9 +24,9 @@ _MOST_BANDS, _LEAST_BAND = 4, 64
 
 # Keys [B, K, H, S] and values [B, K, S, H].
 LayerCache = tuple[Array, Array]
-# Sines and cosines or no rotation, the mask [B, S, T] or a kernel that knows
-# it, the slot written next.
-Place = tuple[tuple[Array, Array] | None, Array | Kernel, Array | None]
+# Sines and cosines or no rotation, the mask [B, S, T] or what knows it (a
+# kernel, pages), the slot written next.
+Place = tuple[tuple[Array, Array] | None, Array | Callable, Array | None]
 
 
 @flax.struct.dataclass
@@ -233,6 +233,8 @@ class Attention(nn.Module):
     v_BKTH = v_BSKH.transpose(0, 2, 1, 3)
     if isinstance(mask_BST, Kernel):
       mixed_BSNH = mask_BST(q_BSNH, k_BSKH, v_BSKH)
+    elif callable(mask_BST):  # `paged.Pages`
+      mixed_BSNH, cache = mask_BST(q_BSNH, k_BSKH, v_BSKH, cache)
     elif cache is None:
       mixed_BSNH = attend_causally(q_BSNH, k_BKHT, v_BKTH, mask_BST)
       mixed_BSNH = checkpoint_name(mixed_BSNH, MIXED)

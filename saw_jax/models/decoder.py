@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from saw_jax.models import attention, kernels
+from saw_jax.models import attention, kernels, paged
 from saw_jax.models import cache as cache_lib
 from saw_jax.models.attention import RMSNorm, declare, project
 from saw_jax.models.cache import KVCache
 from saw_jax.models.config import DecoderConfig
+from saw_jax.models.paged import PagedCache
 from saw_jax.types import Array
 
 _policies = jax.checkpoint_policies
@@ -96,10 +97,10 @@ class Decoder(nn.Module):
     tokens_BS: Array,
     positions_BS: Array,
     valid_BS: Array | None,
-    cache: KVCache | None = None,
+    cache: KVCache | PagedCache | None = None,
     *,
     segment_ids: Array | None = None,
-  ) -> tuple[Array, KVCache | None]:
+  ) -> tuple[Array, KVCache | PagedCache | None]:
     """Runs the stream from the embedding to the last norm, `[B, S, D]`.
 
     Positions count from 0 at a row's first real token. Padding (`valid_BS`
@@ -135,6 +136,8 @@ class Decoder(nn.Module):
       seen_BST &= segment_ids[:, None, :] == segment_ids[:, :, None]
     elif cache is None:
       seen_BST = valid_BS[:, None, :]
+    elif isinstance(cache, PagedCache):  # which knows what it holds
+      seen_BST, layer_caches = None, (cache.keys, cache.values)
     else:
       index, layer_caches = cache.index, (cache.keys, cache.values)
       stands_BS = jnp.where(valid_BS, positions_BS, cache_lib.EMPTY)
@@ -155,6 +158,8 @@ class Decoder(nn.Module):
       if segment_ids is None:
         segment_ids = valid_BS.astype(jnp.int32)
       masks = [kernel(segment_ids, window) for window in windows]
+    if isinstance(cache, PagedCache):
+      masks = paged.readers(c, cache)
     rotary = attention.rotary_tables(positions_BS, c)
     rotated = c.rotated or (True,) * c.num_layers
     places = [
@@ -163,7 +168,9 @@ class Decoder(nn.Module):
     ]
     x_BSD, layer_caches = self._layers(x_BSD, layer_caches, places)
     x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
-    if cache is not None:
+    if isinstance(cache, PagedCache):
+      cache = cache.replace(keys=layer_caches[0], values=layer_caches[1])
+    elif cache is not None:
       cache = KVCache(*layer_caches, stands_BT, index + S)
     return x_BSD, cache
 

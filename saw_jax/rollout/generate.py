@@ -36,6 +36,7 @@ class GenerateConfig:
   record_entropies: bool = False  # of the distributions sampled from
   # Tokens that the cache of a call may hold, see `refill`; 0: all of them.
   cache_tokens: int = 0
+  page_size: int = 0  # tokens of a page of that cache, see `paged`; 0: no pages
 
   def __post_init__(self):
     object.__setattr__(self, "eos_ids", tuple(self.eos_ids))
@@ -43,6 +44,7 @@ class GenerateConfig:
       ("max_new_tokens", 0),
       ("group_size", 1),
       ("cache_tokens", 0),
+      ("page_size", 0),
     ):
       if (value := getattr(self, name)) < least:
         raise ValueError(f"{name} must be {least} or more, not {value}.")

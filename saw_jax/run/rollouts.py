@@ -129,6 +129,7 @@ class Encoder:
       eos_ids=self.tokenizer.eos_ids,
       pad_id=self.tokenizer.pad_id,
       cache_tokens=self.config.cache_tokens,
+      page_size=self.config.page_size,
       **options,
     )
 

@@ -73,6 +73,9 @@ class RolloutConfig:
   # Of keys and values, on a device: as many rows are sampled at one time as
   # have room, and one that ends makes room for the next; 0: all of a call.
   cache_tokens: int = 0
+  # Tokens of a page of that cache, of which a row then has as many as it fills:
+  # for lengths that differ much; 0: each slot has the longest row's room.
+  page_size: int = constant(0)
   # Strings that end an answer, beside the tokenizer's end tokens.
   stops: tuple[str, ...] = ()
   # Servers of vLLM or SGLang that sample in our place, as http://host:port,

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a call in slots, as `refill` and `paged` give them to rows."""
+
+import functools
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saw_jax.models import decoder
+from saw_jax.models.cache import KVCache
+from saw_jax.models.paged import PagedCache
+from saw_jax.rollout import generate as generate_lib
+from saw_jax.rollout.transcript import PromptBatch, Transcript
+from saw_jax.types import Array
+
+
+@flax.struct.dataclass
+class Slots:
+  """What the `N` slots are at. One that is not live goes on unheard."""
+
+  row_N: Array  # int32, of the B; B is none
+  token_N: Array  # int32, drawn last
+  count_N: Array  # int32, tokens of the completion so far
+  live_N: Array  # bool
+
+
+@flax.struct.dataclass
+class Loop:
+  """What a look at the slots hands to the next."""
+
+  time: Array  # int32 [], steps of the model
+  slots: Slots
+  cache: KVCache | PagedCache
+  counts_B: Array  # int32
+  tokens_BT: Array  # int32
+  recorded_BT: dict[str, Array]  # float32
+
+
+class Sampler:
+  """Traces the program of one lane."""
+
+  def __init__(self, decoder_config, config, num_slots, num_held, period):
+    self._decoder = generate_lib.unrolled(decoder_config)
+    self._config, self._period = config, period
+    self._num_slots, self._num_held = num_slots, num_held
+    self._eos_ids = np.array(config.eos_ids, np.int32)
+
+  def __call__(self, params, prompts: PromptBatch, row_keys) -> Transcript:
+    if "layers" in params:
+      params = decoder.unstack_layers(params)
+    T, G = self._config.max_new_tokens, self._config.group_size
+    P, S = prompts.tokens.shape
+    self._params, self._prompts, self._row_keys = params, prompts, row_keys
+    self._sizes = P * G, S, T, G
+    self._sampled_P = prompts.sampled
+    if self._sampled_P is None:
+      self._sampled_P = jnp.zeros_like(prompts.lengths)
+    loop = self._run()
+    found = loop.counts_B, loop.tokens_BT, loop.recorded_BT
+    return generate_lib.to_transcript(prompts, *found)
+
+  def _run(self) -> Loop:
+    raise NotImplementedError
+
+  def _nothing(self, cache: KVCache | PagedCache) -> dict:
+    """What a loop begins with: no row, and no token."""
+    (B, _, T, _), N = self._sizes, self._num_slots
+    zeros = functools.partial(jnp.zeros, dtype="int32")
+    return dict(
+      time=zeros(()),
+      slots=Slots(B + zeros(N), zeros(N), zeros(N), jnp.zeros(N, bool)),
+      cache=cache,
+      counts_B=zeros(B),
+      tokens_BT=jnp.full((B, T), self._config.pad_id, jnp.int32),
+      recorded_BT=generate_lib.nothing_recorded(self._config, (B, T)),
+    )
+
+  def _read_prompts(self, start) -> tuple[KVCache, Array, dict[str, Array]]:
+    """Prefills as many prompts as are held, and draws all first tokens."""
+    G, config = self._config.group_size, self._config
+    cut = functools.partial(
+      jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=self._num_held
+    )
+    own = jax.tree.map(cut, self._prompts)
+    logits_WV, cache = generate_lib.prefill(
+      self._decoder, self._params, own.tokens, *generate_lib.places(own)
+    )
+    each = functools.partial(jnp.repeat, repeats=G, axis=0)
+    keys_R = jax.lax.dynamic_slice_in_dim(
+      self._row_keys, start * G, self._num_held * G
+    )
+    times_R = each(cut(self._sampled_P))
+    drawn = generate_lib.draw_tokens(config, keys_R, times_R, each(logits_WV))
+    return cache, *drawn
+
+  def _decode(
+    self, loop: Loop, place: Callable, most: int | None = None
+  ) -> Loop:
+    """Draws up to `period` tokens in each slot.
+
+    `place(cache, slots, k)` says where the cache is at, before token `k`.
+    """
+    (_, _, T, G), config, K = self._sizes, self._config, self._period
+    before, prompts_N = loop.slots, loop.slots.row_N // G
+    keys_N, lengths_N, sampled_N = (
+      self._row_keys[before.row_N],
+      self._prompts.lengths[prompts_N],
+      self._sampled_P[prompts_N],
+    )
+    shape = (K, self._num_slots)
+
+    def goes_on(carry):
+      k, slots, *_ = carry
+      goes_on = (k < K) & slots.live_N.any()
+      return goes_on if most is None else goes_on & (loop.time + k < most)
+
+    def step(carry):
+      k, slots, cache, tokens_KN, drawn_KN = carry
+      logits_NV, cache = generate_lib.read(
+        self._decoder,
+        self._params,
+        slots.token_N[:, None],
+        (lengths_N + slots.count_N - 1)[:, None],
+        jnp.ones((self._num_slots, 1), bool),
+        place(cache, slots, k),
+      )
+      token_N, drawn_N = generate_lib.draw_tokens(
+        config, keys_N, sampled_N + slots.count_N, logits_NV
+      )
+      count_N = slots.count_N + slots.live_N
+      live_N = slots.live_N & (count_N < T) & ~jnp.isin(token_N, self._eos_ids)
+      put = lambda x_KN, x_N: x_KN.at[k].set(x_N)  # noqa: E731
+      return (
+        k + 1,
+        Slots(slots.row_N, token_N, count_N, live_N),
+        cache,
+        put(tokens_KN, token_N),
+        jax.tree.map(put, drawn_KN, drawn_N),
+      )
+
+    drawn = generate_lib.nothing_recorded(config, shape)
+    carry = (
+      jnp.int32(0), before, loop.cache, jnp.zeros(shape, jnp.int32), drawn
+    )  # fmt: skip
+    steps, after, cache, *drawn = jax.lax.while_loop(goes_on, step, carry)
+    # A slot's own tokens are its first ones; the others have no place.
+    order_KN = jnp.arange(K)[:, None]
+    is_own_KN = order_KN < (after.count_N - before.count_N)[None]
+    times_KN = jnp.where(is_own_KN, before.count_N[None] + order_KN, T)
+    rows_KN = jnp.broadcast_to(before.row_N, shape)
+
+    def write(x_BT, x_KN):
+      return x_BT.at[rows_KN, times_KN].set(x_KN, mode="drop")
+
+    tokens_BT, recorded_BT = jax.tree.map(
+      write, [loop.tokens_BT, loop.recorded_BT], list(drawn)
+    )
+    return loop.replace(
+      time=loop.time + steps,
+      slots=after,
+      cache=cache,
+      counts_B=loop.counts_B.at[before.row_N].set(after.count_N),
+      tokens_BT=tokens_BT,
+      recorded_BT=recorded_BT,
+    )
