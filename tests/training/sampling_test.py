@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from saw_jax.models import decoder
-from saw_jax.rollout import generate, refill, transcript
+from saw_jax.rollout import generate, paged, refill, transcript
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.run import rollouts
 from saw_jax.training import parallel, sampling
@@ -27,6 +27,7 @@ CONFIG = dataclasses.replace(
 )
 SETTINGS = GenerateConfig(max_new_tokens=9, group_size=3, eos_ids=(2, 11))
 FEW = dataclasses.replace(SETTINGS, cache_tokens=60)
+PAGED = dataclasses.replace(SETTINGS, cache_tokens=90, page_size=4)
 
 
 def mesh_lift(fsdp=2, tensor=2, config=CONFIG):
@@ -64,6 +65,9 @@ def expected(count):
     # Heads that the devices cannot share.
     pytest.param(lambda: mesh_lift(1, 4), 1, FEW, marks=pytest.mark.slow),
     pytest.param(mesh_lift, 1, SETTINGS, marks=pytest.mark.slow),
+    # Each device has the pages of its heads.
+    (mesh_lift, 1, PAGED),
+    pytest.param(lambda: mesh_lift(1, 4), 1, PAGED, marks=pytest.mark.slow),
     (lambda: parallel.seeded(jax.devices()[:2]), 2, FEW),
     pytest.param(parallel.pmapped, 1, FEW, marks=pytest.mark.slow),
   ],
@@ -72,6 +76,8 @@ def test_devices_sample_their_own_rows(make, count, settings):
   lift, (params, prompts, keys) = make(), seeds_of(count)
   engine = rollouts.Native(lift, CONFIG)
   params = lift.place_params(params)
+  if settings is PAGED:
+    assert paged.room(PAGED, 4, 5)[0] < 12
   found = engine.sample(params, prompts, keys, settings)
   assert_same(found, expected(count))
 
