@@ -104,6 +104,8 @@ def _methods(run) -> list[str]:
   if labels.method == "care" and labels.gate == "none":
     told.append("no gate")
   told += ["votes for the rest"] if labels.unlabelled == "vote" else []
+  if run.warm_start.observation_coefficient >= 1:
+    told.append("a start that learned observations")
   told += ["dynamic sampling"] if run.asynchronous.dynamic_sampling else []
   return [
     _name(advantages[algorithm.advantage]),

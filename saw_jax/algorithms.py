@@ -149,6 +149,7 @@ ROW_AGGREGATES = {
   "group_mean": world_model.group_mean,
   "flat_selected": world_model.flat_selected,
   "flat_rows": functools.partial(world_model.flat_selected, of_all=True),
+  "flat_tokens": world_model.flat_tokens,
 }
 
 # Options whose values are names, too.

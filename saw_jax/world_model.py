@@ -222,6 +222,22 @@ def flat_selected(
   return RowWeights(selected * coefficients[groups], counts)
 
 
+def flat_tokens(
+  selected: Array, coefficients: Array, groups: Array, observed: Array
+) -> RowWeights:
+  """Averages over the selected tokens, so that transitions weigh by theirs.
+
+    wᵢ = 1[i ∈ S] λ_g |oᵢ|,   L = Σᵢ wᵢ ℓᵢ / Σ_{i ∈ S} |oᵢ|
+
+  `observed [B]` are the |o| of `transition_losses`. prime-rl divides ECHO's
+  term so, by the tokens that are trained; a verl policy with `token_mean`, by
+  all that were observed (docs/reproducing.md).
+  """
+  selected, coefficients = _numbers(selected, coefficients)
+  counts = selected * observed
+  return RowWeights(counts * coefficients[groups], counts)
+
+
 def transition_losses(
   log_probs: Array,
   observation_mask: Array,

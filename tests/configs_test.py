@@ -449,7 +449,9 @@ def test_rows_of_benchmarks_are_the_losses_on_two_data_sets(row, scale):
 @pytest.mark.parametrize("row", household.ROWS)
 def test_a_row_has_the_loss_of_its_name(row, built):
   method = built(f"paw/household:row={row}").method
-  assert (method.world is None) == (row in household.BASES)
+  assert (method.world is None) == (
+    row.removesuffix("_actobs") in household.BASES
+  )
   assert method.reads_values == row.startswith("ppo")
   if method.world is not None:
     loss = method.world.token_loss
@@ -468,6 +470,27 @@ def test_a_control_is_one_change_of_paw():
     changed -= {"loss_options", "coefficient_options"}
     assert len(changed) == (4 if row.startswith("echo") else 1), row
     assert config_lib.replace(other, "algorithm.world_model", world) == first
+  # And of ECHO: its divisor, and for prime-rl's its coefficient.
+  echo = load("paw/household:row=echo").algorithm.world_model.to_dict()
+  for name, value in (("rows", 0.05), ("tokens", 0.1)):
+    theirs = load(f"paw/household:row=echo_{name}").algorithm.world_model
+    assert theirs.to_dict() == echo | {
+      "aggregate": f"flat_{name}",
+      "coefficient_options": {"value": value},
+    }
+
+
+@pytest.mark.parametrize("table", ["household", "hidden"])
+def test_actobs_is_another_start_of_the_same(table):
+  for row in ("grpo", "echo", "grpo_paw"):
+    ours = load(f"paw/{table}:row={row}")
+    theirs = load(f"paw/{table}:row={row}_actobs")
+    assert theirs.warm_start.observation_coefficient == 1
+    assert ours.warm_start.observation_coefficient < 0.1
+    theirs.warm_start.observation_coefficient = (
+      ours.warm_start.observation_coefficient
+    )
+    assert theirs.to_dict() == ours.to_dict()
 
 
 @pytest.mark.parametrize("scale", household.SCALES)

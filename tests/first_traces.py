@@ -69,7 +69,7 @@ def trace_estimate(made) -> None:
     penalties=zeros,
     values=zeros,
     entropies=zeros,
-    pool=ones,
+    observed=ones.astype(jnp.int32),
   )
   assert jax.eval_shape(estimate, record, key).advantages.shape == shape
 

@@ -540,16 +540,25 @@ class LabelsTest(parameterized.TestCase):
 
   def test_echos_divisors(self):
     (_, case, _), *_ = cases("echo")
-    log_probs, mask, trained = map(np.array, case["inputs"].values())
-    # A warning is not learned from, and stays in the length.
+    log_probs, every, trained = map(np.array, case["inputs"].values())
+    # A warning is not learned from, and stays in the length, but for prime-rl's.
     log_probs = np.where(trained, log_probs, 0)
-    rate = np.full(3, case["params"]["lambda_paper"])
-    for name, key in (
-      ("flat_rows", "sequence_mean_all_rows"),
-      ("flat_selected", "sequence_mean_rows_with_observation"),
+    for name, key, rate, mask in (
+      ("flat_rows", "sequence_mean_all_rows", "lambda_paper", every),
+      (
+        *("flat_selected", "sequence_mean_rows_with_observation"),
+        *("lambda_paper", every),
+      ),
+      ("flat_tokens", "token_mean_over_O", "lambda_paper", every),
+      (
+        *("flat_tokens", "prime_rl_token_mean_over_trained"),
+        *("alpha_prime_rl", trained),
+      ),
     ):
-      weights = algorithms.ROW_AGGREGATES[name](
-        mask.any(-1), rate, np.arange(3)
+      weights = naming.supply(
+        algorithms.ROW_AGGREGATES[name],
+        *(mask.any(-1), np.full(3, case["params"][rate]), np.arange(3)),
+        observed=mask.sum(-1),
       )
       found = world_model.world_model_loss(
         *(log_probs, mask, weights), token_loss=world_model.cross_entropy

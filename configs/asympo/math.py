@@ -14,7 +14,8 @@ By `--rows` alone, rivals of 2026 (docs/paper_index.md):
   opmd                                         none
   m2po (the final paper's mask), m2po_bounds
   (its authors' code), off_policy_sequence,
-  vcpo, sapo, quadratic, a3po                  the sampler's
+  vcpo, sapo, quadratic, quadratic_response
+  (Kimi k1.5's equation), a3po                 the sampler's
   icepop, sequence_mask, m2po_all (AReaL's)    the sampler's and the trainer's
 
 Protocols: `fixed_lag` (step t learns from what the weights of step t - lag
@@ -47,7 +48,8 @@ ROWS += ("dapo", "gspo", "cispo", "topr", "topr_token", "tis_reinforce")
 ROWS += ("tis", "decoupled_ppo", "asympo_stable", "asympo_negatives")
 ROWS += ("asympo_positives", "asympo_batch")
 RIVALS = ("icepop", "sequence_mask", "m2po", "m2po_bounds", "m2po_all", "sapo")
-RIVALS += ("quadratic", "a3po", "vcpo", "off_policy_sequence", "opmd")
+RIVALS += ("quadratic", "quadratic_response", "a3po", "vcpo")
+RIVALS += ("off_policy_sequence", "opmd")
 ROWS += RIVALS
 SCALES = ("tiny", "small")
 PROTOCOLS = ("fixed_lag", "max_lag", "quota")

@@ -12,6 +12,7 @@ listed.
 Rows are those of configs/paw/household.py that bear on the question, and
   paw_rho_05, paw_rho_50   the bound of the clipped error at .05 and .5, where a
                            vocabulary of 70 pieces moves the probabilities
+By `--rows` alone, household's rivals of 2026.
 
 No paper has this table: it is the argument of arXiv 2606.02388, where it has to
 hold. Ours: results/paw/hidden/.
@@ -30,6 +31,7 @@ _RHOS = {"paw_rho_05": 0.05, "paw_rho_50": 0.5}
 _CONTROLS = ("paw_shuffled", "paw_cross_entropy", "echo", "echo_low")
 _CONTROLS += ("paw_lambda_one", "paw_all", *_RHOS)
 ROWS = ("grpo", "grpo_paw", "gigpo", "gigpo_paw", *_CONTROLS)
+ROWS += household.RIVALS
 SCALES = ("tiny",)
 
 

@@ -20,6 +20,12 @@ Rows:
   paw_shuffled     observations change places: the placebo
   echo             cross-entropy of every observation, lambda = 0.05 (ECHO)
   echo_low         the same with 0.01
+By `--rows` alone, rivals of 2026 (docs/paper_index.md):
+  echo_rows, echo_tokens   ECHO divided by all rows (the paper, rLLM), and by
+                           observed tokens, with prime-rl's 0.1
+  grpo_actobs, echo_actobs, grpo_paw_actobs
+                           from a supervised start that learned observations
+                           as much as actions (ActObs)
 
 Scales:
   tiny   four receptacles, eight steps, compact prompts; a decoder of 0.1 M
@@ -71,6 +77,14 @@ _CONTROLLED = {
 }
 _LAMBDAS = {"paw_lambda_one": 1.0, "paw_lambda_half": 0.5}
 _LAMBDAS |= {"echo": 0.05, "echo_low": 0.01}
+_RATES = _LAMBDAS | {"echo_rows": 0.05, "echo_tokens": 0.1}
+_ACTOBS = "_actobs"
+_DIVIDED = {
+  "echo_rows": {**_ECHO, "aggregate": "flat_rows"},
+  "echo_tokens": {**_ECHO, "aggregate": "flat_tokens"},
+}
+RIVALS = tuple(_DIVIDED)
+RIVALS += tuple(f"{row}{_ACTOBS}" for row in ("grpo", "echo", "grpo_paw"))
 CONTROLS = tuple(_CONTROLLED)
 # Rows that are drawn together.
 _SELECTING = ("paw_all", "paw_random", "paw_lowest", "paw_printed", "paw_nll")
@@ -80,6 +94,7 @@ ROWS = (
   *(f"{row}{paw}" for row in BASES for paw in ("", "_paw")),
   *_ABLATED,
   *CONTROLS,
+  *RIVALS,
 )
 SCALES = ("tiny", "small", "paper")
 ENGINES = ("household", "alfworld")
@@ -109,6 +124,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 def set_row(config: ml_collections.ConfigDict, row: str) -> None:
   """Sets the loss, the advantage and the world model."""
+  if row.endswith(_ACTOBS):
+    config.warm_start.observation_coefficient = 1.0
+    row = row.removesuffix(_ACTOBS)
   algorithm, world = config.algorithm, config.algorithm.world_model
   algorithm.loss_options.update(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
   algorithm.aggregate = "token_mean"
@@ -119,9 +137,9 @@ def set_row(config: ml_collections.ConfigDict, row: str) -> None:
     return
 
   world.update(loss="clipped_absolute_error", alpha=0.75)
-  world.update((_ABLATED | _CONTROLLED).get(row, {}))
-  if row in _LAMBDAS:
-    world.coefficient_options.value = _LAMBDAS[row]
+  world.update((_ABLATED | _CONTROLLED | _DIVIDED).get(row, {}))
+  if row in _RATES:
+    world.coefficient_options.value = _RATES[row]
   if world.loss in ("clipped_absolute_error", "reversed_absolute_error"):
     world.loss_options.rho = 0.2
 
@@ -244,6 +262,7 @@ TABLE = Table(
   title="PaW on the household",
   get_config=get_config,
   rows=ROWS,
+  on_request=RIVALS,
   needs={
     "tiny": Needs(
       data="generated worlds, eight steps",

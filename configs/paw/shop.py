@@ -103,7 +103,8 @@ TABLE = dataclasses.replace(
   title="PaW in the shop",
   get_config=get_config,
   # Controls that the tables of the household and of the questions have.
-  on_request=tuple(row for row in CONTROLS if row != "paw_random"),
+  on_request=tuple(row for row in CONTROLS if row != "paw_random")
+  + household.RIVALS,
   needs={
     "tiny": Needs(
       data="60 drawn products",

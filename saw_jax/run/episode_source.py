@@ -90,11 +90,12 @@ class Episodes:
         log_probs=transcript.behave_log_probs.reshape(-1, width),
         completion_mask=transcript.completion_mask.reshape(-1, width),
       )
-      pool = np.zeros((len(rows), shape[1] * shape[2], shape[3]), bool)
-      for place in played.observations:  # What followed a step.
-        pool[place] = True
+      observed = np.zeros((len(rows), shape[1] * shape[2], shape[3]), np.int32)
+      for place, tokens in played.observations.items():
+        observed[place] = len(tokens)
       record = record.replace(
-        entropies=np.asarray(entropies).reshape(shape), pool=pool.reshape(shape)
+        entropies=np.asarray(entropies).reshape(shape),
+        observed=observed.reshape(shape),
       )
     if self._made.method.reads_values:
       taken = _take(transcript, rows)
@@ -174,7 +175,7 @@ class Episodes:
       "length": float(lengths.sum() / taken),
     }
     if made.selected is not None:
-      pool = record.pool[n] & steps
+      pool = (record.observed[n] > 0) & steps
       row["lambda"] = float(made.coefficients[n].mean())
       row["selected"] = float(made.selected[n].sum() / max(pool.sum(), 1))
       row["action_entropy"] = float(record.entropies[n][steps].mean())

@@ -100,6 +100,7 @@ class Appender:
     learner = self._learner
     shape = (*scores.lengths.shape, 1)
     seen = self._observe(scores, examples)
+    most = self._made.episodes.max_observation_tokens
     shares = (scores.rewards - self._minima).sum(-1) / self._range
     scored = scores.scored.all(-1)
     entropies = np.asarray(
@@ -112,8 +113,11 @@ class Appender:
       anchors=np.zeros(shape, np.int32),
       penalties=np.zeros(shape, np.float32),
       entropies=entropies.reshape(shape),
-      pool=np.array([[bool(x) for x in row] for row in seen]).reshape(shape),
+      observed=np.array(
+        [[min(len(x), most) for x in row] for row in seen], np.int32
+      ).reshape(shape),
     )
+    pool = record.observed > 0
     keys = selection_keys(learner.seeds, step)
     made = hosts.fetch(self._estimate(record, keys))
     selected = made.selected.reshape(len(seen), -1)
@@ -125,8 +129,8 @@ class Appender:
     return _widened(batch, longer).replace(world=weights), [
       {
         "lambda": float(made.coefficients[n].mean()),
-        "selected": float(selected[n].sum() / max(record.pool[n].sum(), 1)),
-        "observed": float(record.pool[n].mean()),
+        "selected": float(selected[n].sum() / max(pool[n].sum(), 1)),
+        "observed": float(pool[n].mean()),
         "action_entropy": float(record.entropies[n].mean()),
       }
       for n in range(len(seen))

@@ -134,7 +134,7 @@ class StepRecord:
   penalties: Array  # float32 [P, G, E], for replies that do not parse
   values: Array | None = None  # float32 [P, G, E], in units of max_return
   entropies: Array | None = None  # float32 [P, G, E], of each action
-  pool: Array | None = None  # bool [P, G, E], steps with an observation after
+  observed: Array | None = None  # int32 [P, G, E], tokens of what followed
 
 
 @flax.struct.dataclass
@@ -159,7 +159,7 @@ class WorldModel(NamedTuple):
   measure: Callable  # entropies=, log_probs=, completion_mask= [B, T] -> [B]
   select: Callable  # key, entropies, pool [B], axis_name -> [B]
   coefficients: Callable  # returns, scored [P, G], max_return -> [P]
-  aggregate: Callable  # selected, coefficients, groups, rows, axis_name
+  aggregate: Callable  # selected, coefficients, groups, rows, observed, ...
   shuffled: bool = False  # observations change places: the placebo
 
 
@@ -207,11 +207,12 @@ def make_world_estimate(
 
   def weigh(record: StepRecord, key: Array, *, axis_name=None):
     shape, rows = record.steps.shape, record.steps.reshape(-1)
+    observed = record.observed.reshape(-1)
     selected = naming.supply(
       world.select,
       key=key,
       entropies=record.entropies.reshape(-1),
-      pool=rows & record.pool.reshape(-1),
+      pool=rows & (observed > 0),
       axis_name=axis_name,
     )
     coefficients = naming.supply(
@@ -226,6 +227,7 @@ def make_world_estimate(
       coefficients=coefficients,
       groups=jnp.repeat(jnp.arange(shape[0]), shape[1] * shape[2]),
       rows=rows,
+      observed=observed,
       axis_name=axis_name,
     )
     made = StepEstimate(

@@ -101,6 +101,13 @@ class TestRows:
       assert texts(batch, POLICY, n) == texts(paw[0], POLICY, n)
     np.testing.assert_array_equal(batch.world.weights, paw[0].world.weights)
 
+  def test_tokens_that_were_observed_are_counted(self):
+    batch, _ = laid_out("echo_tokens")
+    lengths = batch.observation_mask.sum(-1)
+    assert lengths.max() > 1
+    np.testing.assert_array_equal(batch.world.counts, lengths)
+    np.testing.assert_allclose(batch.world.weights, 0.1 * lengths, rtol=1e-6)
+
   def test_padding_counts_nowhere_and_has_few_sizes(self, paw, plain):
     batch, _ = paw
     absent = ~(batch.roles == POLICY).any(-1)

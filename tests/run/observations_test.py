@@ -20,10 +20,8 @@ class Echo(helpers.Letters):
     return completion[:3][::-1]
 
 
-def experiment(shuffled):
-  world = algorithms.WorldModelConfig(
-    "cross_entropy", alpha=0.5, shuffled=shuffled
-  )
+def experiment(**changes):
+  world = algorithms.WorldModelConfig("cross_entropy", alpha=0.5, **changes)
   return helpers.experiment(
     task=Echo(),
     algorithm=algorithms.AlgorithmConfig("gdpo", world_model=world),
@@ -58,8 +56,8 @@ def scored(made, scored=None):
 class Appended:
   """A batch before and after."""
 
-  def __init__(self, shuffled=False, is_scored=None):
-    self.made = made = experiment(shuffled)
+  def __init__(self, is_scored=None, **changes):
+    self.made = made = experiment(**changes)
     self.scores = scores = scored(made, is_scored)
     learner = helpers.make_learner(made, [7])
     self.params = learner.policy.params
@@ -107,6 +105,12 @@ class TestAppender:
       assert (np.diff(np.flatnonzero(order == transcript.POLICY)) == 1).all()
       if said:
         assert order[-1] == transcript.OBSERVATION
+
+  def test_counts_the_tokens_that_are_learned_from(self):
+    batch = Appended(aggregate="flat_tokens").batch
+    lengths = batch.observation_mask.sum(-1)
+    assert lengths.max() == 2  # of three letters
+    np.testing.assert_array_equal(batch.world.counts, lengths)
 
   def test_weighs_groups_by_the_share_of_reward_that_they_miss(self, appended):
     expected = world_model.adaptive_coefficients(SHARES, max_return=1.0)

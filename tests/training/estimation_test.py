@@ -246,7 +246,7 @@ def record(seed=0, **changes):
     anchors=rng.integers(0, 3, (P, G, E)).astype(np.int32),
     penalties=(0.1 * (rng.random((P, G, E)) < 0.3)).astype(np.float32),
     entropies=rng.random((P, G, E)).astype(np.float32),
-    pool=rng.random((P, G, E)) < 0.9,
+    observed=(rng.random((P, G, E)) < 0.9) * rng.integers(1, 5, (P, G, E)),
   )
   return made.replace(**changes)
 
@@ -302,7 +302,7 @@ class TestWorldModel:
   def test_weights_are_those_of_the_papers_equation(self):
     made = record()
     found = estimate(made, world=world())
-    pool = made.steps & made.pool
+    pool = made.steps & (made.observed > 0)
     assert found.selected.sum() == np.ceil(0.75 * pool.sum())
     assert not np.asarray(found.selected)[~pool].any()
     # Every selected action is at least as uncertain as every other one.
@@ -348,7 +348,8 @@ class TestWorldModel:
     for control in (lowest, one):
       assert control.sum() == base.sum() and (control != base).any()
 
-  def test_echo_is_its_own_formula(self):
+  @pytest.mark.parametrize("aggregate", ["flat_selected", "flat_tokens"])
+  def test_echo_is_its_own_formula(self, aggregate):
     made = record()
     found = estimate(
       made,
@@ -356,14 +357,12 @@ class TestWorldModel:
         alpha=1.0,
         coefficients="constant",
         coefficient_options={"value": 0.05},
-        aggregate="flat_selected",
+        aggregate=aggregate,
       ),
     )
     rng = np.random.default_rng(3)
     log_probs = -rng.random((P * G * E, 4)).astype(np.float32)
-    mask = (made.steps & made.pool).reshape(-1)[:, None] & (
-      np.arange(4) < rng.integers(1, 5, (P * G * E, 1))
-    )
+    mask = np.arange(4) < (made.steps * made.observed).reshape(-1)[:, None]
     weights, counts = found.weights.ravel(), found.counts.ravel()
     weights = world_model.RowWeights(weights, counts)
     said = jnp.asarray(log_probs), jnp.asarray(mask), weights
@@ -372,6 +371,8 @@ class TestWorldModel:
     rows = [
       -x[m].mean() for x, m in zip(log_probs, mask, strict=True) if any(m)
     ]
+    if aggregate == "flat_tokens":
+      rows = -log_probs[mask]
     np.testing.assert_allclose(ours.value(), 0.05 * np.mean(rows), rtol=1e-5)
 
   def test_devices_agree_with_one(self):
