@@ -56,6 +56,7 @@ STEP_ADVANTAGES = {
   "step_rloo": step_advantages.step_rloo,
   "gigpo": step_advantages.gigpo,
   "step_gae": step_advantages.gae,
+  "brace": step_advantages.brace,
 }
 
 # "gradient" has no function of the rewards: its weights persist over steps.
@@ -74,6 +75,7 @@ WEIGHTS = {
   ),
   "saturation": weighting.saturation_weights,
   "schedule": weighting.scheduled_weights,
+  "dual": weighting.dual_weights,
   "gradient": None,
 }
 
@@ -251,10 +253,12 @@ class Method(NamedTuple):
   needs_lags: bool = False
   keep: Callable | None = None  # of `trust_masks`, as is the step size
   step_size: Callable | None = None
+  carries: bool = False  # the weights of a step into the next
   compares: bool = False  # consecutive gradients
   by_term: bool = False  # the gradient of each term is measured
   per_step: bool = False  # the advantage is of steps
   reads_values: bool = False  # the advantage is against a value head
+  reads_ratios: bool = False  # and corrects for what the policy has become
   whiten: Callable | None = None  # of steps, over the batch
   world: WorldModel | None = None
   truncated: str = "learn"  # mask or drop: responses that did not end
@@ -335,6 +339,7 @@ def make_method(
     bounds = {"minima": minima, "maxima": maxima}
     bounds = {k: np.asarray(x, np.float32) for k, x in bounds.items()}
     weights = resolve(config.weights, options, WEIGHTS, "weighting", **bounds)
+  carries = weights is not None and "persistent" in naming.arguments(weights)
   options = config.aggregate_options
   aggregate = resolve(config.aggregate, options, AGGREGATES, "aggregate")
   options = dict(config.loss_options)
@@ -389,11 +394,13 @@ def make_method(
     needs_reference=kl.placement != "none",
     per_step=per_step,
     reads_values="values" in reads,
+    reads_ratios="ratios" in reads,
     whiten=whiten,
     world=world,
     truncated=truncated,
     keep=keep,
     step_size=step_size,
+    carries=carries,
     compares=compares,
     by_term=by_term,
   )

@@ -6,9 +6,11 @@
 All arrays are `[P, G, E]`: `rewards` r of the environment, `steps` the mask of
 the steps that were taken, from the first on, `penalties` of invalid steps,
 subtracted at that step only, `anchors` an integer for what was seen before a
-step, equal within a prompt's episodes where that is, and `values` V of a value
-function. An advantage names those that it reads, and is given these.
-Advantages are 0 where a step was not taken, and carry no gradient.
+step, equal within a prompt's episodes where that is, `values` V of a value
+function, and `ratios` π / μ of what was done. An advantage names those that it
+reads, and is given these. It is 0 where a step was not taken, and carries no
+gradient; one that has a value function learn other targets than A + V gives
+both.
 
 `normalize` is an estimator of `advantages`: `normalize_groups`, `center_groups`
 ("mean_norm" of verl-agent) or `leave_one_out`, over all steps of a group.
@@ -194,6 +196,58 @@ def gae(
   now = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), now)
   _, advantages = jax.lax.scan(step, (zeros, zeros), now, reverse=True)
   return jnp.moveaxis(advantages, 0, -1)
+
+
+def brace(
+  rewards: Array,
+  values: Array,
+  ratios: Array,
+  steps: Array,
+  *,
+  penalties: Array | None = None,
+  window: int = 100,  # k
+  rho_bar: float = 1.2,
+  c_bar: float = 1.1,
+  gamma: float = 1.0,
+  lambda_: float = 1.0,
+) -> tuple[Array, Array]:
+  """Corrects k steps for what the policy has become since, and then none.
+
+    δₜ = min(ρ̄, wₜ) (rₜ + γ Vₜ₊₁ − Vₜ),   cₜ = λ min(c̄, wₜ),   j = min(s + k, T)
+    targetₛ = Vₛ + Σ_{s≤t<j} γ^{t−s} c_{s:t} δₜ + γ^{j−s} c_{s:j} (Rⱼ − Vⱼ)
+    Aₛ = rₛ + γ targetₛ₊₁ − Vₛ
+
+  w are `ratios`, c_{s:t} the product from s up to t, R the discounted rewards,
+  T the last step: a weight beyond j is 1, and V beyond it cancels. On the
+  policy with γ = λ = 1, or with k = 0, a target is R. `[..., T]`; advantages
+  and targets. BRACE (2026), eq. for a reward at the end, from the paper's text.
+  """
+  chex.assert_equal_shape([rewards, values, ratios, steps])
+  if penalties is not None:
+    rewards = rewards - reductions.select(penalties, steps)
+  rewards, values, w = (
+    reductions.select(jax.lax.stop_gradient(x), steps)
+    for x in (rewards, values, ratios)
+  )
+
+  goes_on = _after(jnp.asarray(steps, bool))
+  error = jnp.minimum(rho_bar, w) * (rewards + gamma * _after(values) - values)
+  trace = gamma * lambda_ * jnp.minimum(c_bar, w)
+  most, loop = rewards.shape[-1] - 1, jax.lax.fori_loop
+  returns = loop(0, most, lambda _, x: rewards + gamma * _after(x), rewards)
+  rest = returns - values
+
+  def widen(_, x: Array) -> Array:  # a window of one step more, from its start
+    return jnp.where(goes_on, error + trace * _after(x), rest)
+
+  targets = values + loop(0, min(window, most), widen, rest)
+  advantages = rewards + gamma * _after(targets) - values
+  return advantages, targets
+
+
+def _after(x: Array) -> Array:
+  """What stands one step later: 0, or false, after the last."""
+  return jnp.concatenate([x[..., 1:], jnp.zeros_like(x[..., :1])], axis=-1)
 
 
 def _scores(rewards: Array, steps: Array, penalties: Array | None) -> Array:

@@ -210,6 +210,39 @@ def scheduled_weights(
   return jnp.stack([jnp.interp(step, steps, column) for column in values.T])
 
 
+def dual_weights(
+  rewards: Array,
+  step: Array,
+  persistent: Array,
+  *,
+  targets: Array,  # [M]; NaN, or None in a config: an objective
+  rate: float = 0.5,
+  most: float = 10.0,
+  scored: Mask = None,
+  axis_name: Axis = None,
+) -> Array:
+  """Raises the weight of a reward whose mean is below its target: a multiplier.
+
+    λₘ ← clip(λₘ + rate (targetₘ − μₘ), 0, most),   λₘ = 0 before step 0
+
+  An objective has 1. With r = 1 − C it is the dual ascent of constrained GRPO
+  on costs C of rate 1 − target (2602.05863), whose advantage is MO-GRPO's; the
+  step, its rate and its bound are ours. Where all of a group fall short alike,
+  no λ gives a gradient. `persistent [M]` are the weights of the step before.
+
+  >>> r, before = jnp.array([[2.0, 0.0], [3.0, 1.0]]), jnp.array([1.0, 0.25])
+  >>> print(dual_weights(r, 7, before, targets=[jnp.nan, 1.0]))
+  [1.  0.5]
+  """
+  rewards, scored = _flatten(rewards, scored)
+  targets = jnp.asarray(targets, rewards.dtype)
+  chex.assert_equal_shape([rewards[0], persistent, targets])
+  short = jnp.nan_to_num(targets)[None] - rewards  # 0 if nobody is scored
+  short = reductions.all_mean(short, axis=0, where=scored, axis_name=axis_name)
+  moved = jnp.where(step == 0, 0, persistent) + rate * short
+  return jnp.where(jnp.isnan(targets), 1, jnp.clip(moved, 0, most))
+
+
 def gradient_weights(
   weights: Array,
   gram: Array,

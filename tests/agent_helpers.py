@@ -79,7 +79,7 @@ def experiment(row="grpo_paw", **changes) -> Experiment:
   algorithm = config_lib.typed(household.get_config(f"row={row}")).algorithm
   for name, value in changes.pop("world_model", {}).items():
     algorithm = config_lib.replace(algorithm, f"world_model.{name}", value)
-  value_head = algorithm.advantage == "step_gae"
+  value_head = algorithm.advantage in ("step_gae", "brace")
   model = dataclasses.replace(CONFIG, value_head=value_head)
   params = decoder.init_params(CONFIG, jax.random.key(0))
   if value_head:

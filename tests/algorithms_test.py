@@ -29,6 +29,7 @@ MINIMA = np.array([-3.0, 0.0], np.float32)
 NEEDED = {
   "static": {"values": (1.5, 0.5)},
   "schedule": {"steps": (0, 4), "values": ((2.0, 0.0), (0.0, 2.0))},
+  "dual": {"targets": (None, 0.5)},
   "sequence_mean_token_sum_const": {"length": 7.0},
 }
 
@@ -157,9 +158,10 @@ class TestTables:
     if method.weights is not None:
       garbage = jnp.where(scored, rewards, 77.0)
       weigh = functools.partial(naming.supply, method.weights)
-      weight = weigh(rewards, scored=scored, axis_name=None, step=1)
+      known = dict(axis_name=None, step=1, persistent=weight / 2)
+      weight = weigh(rewards, scored=scored, **known)
       # Weights do not read what is not scored.
-      same = weigh(garbage, scored=scored, axis_name=None, step=1)
+      same = weigh(garbage, scored=scored, **known)
       assert_array_equal(weight, same)
     assert weight.shape == (2,) and (weight >= 0).all()
     found = naming.supply(

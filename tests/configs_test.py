@@ -315,7 +315,9 @@ class TestEveryTable:
     assert (method.kl_in_reward is not None) == (kl.placement == "reward")
     assert method.needs_reference == (kl.placement != "none")
     assert made.decoder.vocab_size == made.tokenizer.vocab_size
-    assert made.decoder.value_head == (algorithm.advantage == "step_gae")
+    assert made.decoder.value_head == (
+      algorithm.advantage in ("step_gae", "brace")
+    )
 
   @pytest.mark.parametrize("line", PUBLISHED.read_text().splitlines())
   def test_the_paper_scale_is_the_published_setting(self, line):
@@ -450,9 +452,10 @@ def test_rows_of_benchmarks_are_the_losses_on_two_data_sets(row, scale):
 def test_a_row_has_the_loss_of_its_name(row, built):
   method = built(f"paw/household:row={row}").method
   assert (method.world is None) == (
-    row.removesuffix("_actobs") in household.BASES
+    row.removesuffix("_actobs") in (*household.BASES, "brace")
   )
-  assert method.reads_values == row.startswith("ppo")
+  assert method.reads_values == row.startswith(("ppo", "brace"))
+  assert method.reads_ratios == (row == "brace")
   if method.world is not None:
     loss = method.world.token_loss
     rho = getattr(loss, "keywords", {}).get("rho")

@@ -19,6 +19,7 @@ from saw_jax import (
   losses,
   naming,
   stale_losses,
+  step_advantages,
   trust_masks,
   trust_regions,
   weighting,
@@ -207,14 +208,56 @@ class RewardsTest(parameterized.TestCase):
       close(found, want["advantages"], dtype)
 
 
-def test_constrained_grpos_advantage_is_mo_grpos_with_signs():
-  for _, case, dtype in cases("constrained_grpo"):
-    given, _, want = read(case, dtype)
-    rewards = np.concatenate([given["rewards"][..., None], given["costs"]], -1)
-    weights = np.array([1.0, *-given["multipliers"]], dtype)
-    with jax.enable_x64(dtype is np.float64):
-      found = algorithms.ADVANTAGES["mo_grpo"](rewards, weights)
-      close(found, want["advantages"], dtype)
+@pytest.mark.parametrize(
+  ("case", "dtype"), [c[1:] for c in cases("constrained_grpo")]
+)
+def test_constrained_grpo(case, dtype):
+  """A reward of 1 - C with a target of 1 - d is the constraint C <= d."""
+  given, params, want = read(case, dtype)
+  kept = 1 - given["costs"]
+  rewards = np.concatenate([given["rewards"][..., None], kept], -1)
+  weights = np.array([1.0, *given["multipliers"]], dtype)
+  targets = np.array([np.nan, *(1 - given["thresholds"])], dtype)
+  options = dict(targets=targets, rate=params["dual_lr"])
+  with jax.enable_x64(dtype is np.float64):
+    found = algorithms.ADVANTAGES["mo_grpo"](rewards, weights)
+    close(found, want["advantages"], dtype)
+    move = partial(weighting.dual_weights, rewards, **options)
+    close(move(1, weights), [1.0, *want["next_multipliers"]], dtype)
+    # A run begins with multipliers of 0, whatever a state has before it.
+    short = targets[1:] - kept.mean((0, 1))
+    close(move(0, weights), [1.0, *(0.5 * short).clip(0)], dtype)
+    bounds = move(1, np.array([7.0, 11.0, -1.0], dtype), most=2.0)
+    assert_array_equal(bounds, [1, 2, 0])
+    unseen = np.ones(rewards.shape, bool)
+    unseen[..., 2] = False
+    assert move(1, weights, scored=unseen)[2] == weights[2]
+
+
+@pytest.mark.parametrize(
+  "lift",
+  ["seeded"]
+  + [pytest.param(x, marks=pytest.mark.slow) for x in ("meshed", "pmapped")],
+)
+def test_multipliers_go_from_step_to_step(lift):
+  options = {"targets": (None, 0.9)}
+  algorithm = algorithms.AlgorithmConfig(
+    advantage="mo_grpo", weights="dual", weights_options=options
+  )
+  made = helpers.experiment(algorithm=algorithm, parallel={"lift": lift})
+  one = helpers.make_learner(made)
+  assert one.policy.state.step.sum() == 0
+  want = 0.0
+  with Grader(made.task, num_workers=0, limit_s=1.0) as grader:
+    source = answers.Answers(one, grader, None)
+    for step in range(3):
+      scored = source.score(source.generate(step), step)
+      _, (row,) = source.estimate(scored, step)
+      want += 0.5 * (0.9 - row["reward/small"])
+      assert row["weight/letter"] == 1
+      assert_allclose(row["weight/small"], want, rtol=1e-5)
+  state = one.policy.lift.fetch(one.policy.state)
+  assert_allclose(state.weights, [[1, want]], rtol=1e-5)
 
 
 AGGREGATES = losses_test.AGGREGATES
@@ -511,6 +554,55 @@ class TrustMaskTest(parameterized.TestCase):
       assert_allclose(size(one, power=1.0), 1 / 6)
 
 
+class BraceTest(parameterized.TestCase):
+  @parameterized.named_parameters(*cases("brace"))
+  def test_brace(self, case, dtype):
+    given, params, want = read(case, dtype)
+    params = dict(params)
+    window, values = params.pop("k"), given["values"]
+    paid = np.zeros_like(values)
+    paid[-1] = given["reward"]
+    fn = partial(step_advantages.brace, window=window, **params)
+    with jax.enable_x64(dtype is np.float64):
+      found = fn(paid, values, given["ratios"], np.ones_like(values))
+      close(found[0], want["advantages"], dtype)
+      close(found[1], want["targets"], dtype)
+      # Beside a longer episode, with garbage where no step was taken.
+      pad = lambda x: np.stack([np.pad(x, (0, 2)), np.pad(x, (2, 0))])  # noqa: E731
+      taken = pad(np.ones_like(values)).astype(bool)
+      taken[1] = True
+      rows = [pad(x) for x in (paid, values, given["ratios"])]
+      dirty = [np.where(taken, x, np.nan) for x in rows]
+      for kind, one in zip(
+        ("advantages", "targets"), fn(*dirty, taken), strict=True
+      ):
+        close(one[0, :-2], want[kind], dtype)
+        assert_array_equal(one[0, -2:], 0)
+
+  def test_brace_on_the_policy_is_the_reward_and_a_window_hides_what_is_beyond(
+    self,
+  ):
+    rng = np.random.default_rng(0)
+    paid, values, w = rng.normal(size=(3, 4, 6)).astype(np.float32)
+    ones = np.ones_like(paid)
+    fn = partial(step_advantages.brace, steps=ones)
+    returns = paid[:, ::-1].cumsum(-1)[:, ::-1]
+    for found in (fn(paid, values, ones), fn(paid, values, w, window=0)):
+      assert_allclose(found[1], returns, rtol=1e-5, atol=1e-6)
+      gae = step_advantages.gae(paid, values, ones)
+      assert_allclose(found[0], gae, rtol=1e-5, atol=1e-6)
+    w, other = np.exp(w), values.copy()
+    other[:, 3:] += 9
+    near, far = (fn(paid, v, w, window=2)[1] for v in (values, other))
+    assert_allclose(near[:, 0], far[:, 0], rtol=1e-5)
+    assert np.abs(near[:, 1] - far[:, 1]).min() > 1e-3
+    total = lambda *x: sum(y.sum() for y in fn(*x))  # noqa: E731
+    assert not np.any(jax.grad(total, argnums=(0, 1, 2))(paid, values, w))
+    # A penalty is paid at its step.
+    fined = fn(paid, values, w, penalties=0.5 * ones)
+    chex.assert_trees_all_close(fined, fn(paid - 0.5, values, w))
+
+
 class LabelsTest(parameterized.TestCase):
   @parameterized.named_parameters(*cases("trapo"))
   def test_trapo(self, case, dtype):
@@ -541,7 +633,7 @@ class LabelsTest(parameterized.TestCase):
   def test_echos_divisors(self):
     (_, case, _), *_ = cases("echo")
     log_probs, every, trained = map(np.array, case["inputs"].values())
-    # A warning is not learned from, and stays in the length, but for prime-rl's.
+    # A warning is not learned from, and stays in the length but for prime-rl.
     log_probs = np.where(trained, log_probs, 0)
     for name, key, rate, mask in (
       ("flat_rows", "sequence_mean_all_rows", "lambda_paper", every),
@@ -584,7 +676,7 @@ RUNS = {
   **dict.fromkeys(("m2po", "m2po_bounds", "m2po_all"), {"budget": 1e-4}),
   "off_policy_sequence": {"delta": -0.02},
   "vcpo": {"gradient_cosine": True},
-  "gdpo+schedule": {},
+  **dict.fromkeys(("gdpo+schedule", "constrained_grpo"), {}),
 }
 
 
@@ -595,6 +687,8 @@ def test_two_updates_by_name_whole_and_in_parts(name):
   config.algorithm.loss_options.update(RUNS[name])
   if "schedule" in name:
     config.algorithm.weights_options.update(steps=(0, 2), values=np.eye(2))
+  if name == "constrained_grpo":
+    config.algorithm.weights_options.targets = (None, 0.9)
   method = algorithms.make_method(config_lib.typed(config).algorithm, zeros)
   estimate = estimation.make_estimate(
     method.advantage, method.weights, minima=zeros
@@ -624,7 +718,7 @@ def test_two_updates_by_name_whole_and_in_parts(name):
     )
     state = update.create_state(params, sgd, 2, compares=method.compares)
     for k in range(2):
-      a, _ = estimate(rewards, scored, lengths, None, None, k)
+      a, _ = estimate(rewards, scored, lengths, None, state.weights, k)
       state, row = step(state, batch.replace(advantages=a.reshape(-1)))
     return state, row
 

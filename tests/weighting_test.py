@@ -26,6 +26,9 @@ WEIGHTINGS["static"] = partial(WEIGHTINGS["static"], values=0.5)
 WEIGHTINGS["schedule"] = partial(
   WEIGHTINGS["schedule"], step=3, steps=[0, 4], values=np.eye(3)[:2]
 )
+WEIGHTINGS["dual"] = partial(
+  WEIGHTINGS["dual"], step=1, persistent=np.ones(3), targets=[np.nan, 0.9, 0.9]
+)
 coefficient = weighting.coefficient_of_variation
 
 

@@ -26,6 +26,8 @@ By `--rows` alone, rivals of 2026 (docs/paper_index.md):
   grpo_actobs, echo_actobs, grpo_paw_actobs
                            from a supervised start that learned observations
                            as much as actions (ActObs)
+  brace                    ppo whose critic corrects for what the policy has
+                           become (BRACE)
 
 Scales:
   tiny   four receptacles, eight steps, compact prompts; a decoder of 0.1 M
@@ -83,7 +85,7 @@ _DIVIDED = {
   "echo_rows": {**_ECHO, "aggregate": "flat_rows"},
   "echo_tokens": {**_ECHO, "aggregate": "flat_tokens"},
 }
-RIVALS = tuple(_DIVIDED)
+RIVALS = ("brace", *_DIVIDED)
 RIVALS += tuple(f"{row}{_ACTOBS}" for row in ("grpo", "echo", "grpo_paw"))
 CONTROLS = tuple(_CONTROLLED)
 # Rows that are drawn together.
@@ -131,9 +133,9 @@ def set_row(config: ml_collections.ConfigDict, row: str) -> None:
   algorithm.loss_options.update(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
   algorithm.aggregate = "token_mean"
   name = row.removesuffix("_paw")
-  known = {"gigpo": "gigpo", "rloo": "step_rloo", "ppo": "ppo"}
+  known = {"rloo": "step_rloo"} | {x: x for x in ("gigpo", "ppo", "brace")}
   methods.set_method(config, known.get(name, "step_grpo"))
-  if row in BASES:
+  if row in (*BASES, "brace"):
     return
 
   world.update(loss="clipped_absolute_error", alpha=0.75)

@@ -5,8 +5,9 @@
 
 Rows: grpo, grpo_saw, gdpo, gdpo_saw, grpo_gradient, gdpo_gradient. By `--rows`
 alone, rivals of 2026 (docs/paper_index.md): sa_mrpo, dvao, gd2po, gd2po_hard,
-and gdpo_schedule, the control with the weights that gdpo_saw had on average at
-each share of the run at `tiny`, replayed without a look at the rewards.
+mo_grpo, constrained_grpo (nine formats of ten are to be right), and
+gdpo_schedule, the control with the weights that gdpo_saw had on average at each
+share of the run at `tiny`, replayed without a look at the rewards.
 
 Scales:
   tiny   generated requests, a decoder of 0.1 M parameters from a short
@@ -40,6 +41,7 @@ from saw_jax.run import methods
 ROWS = ("gdpo_saw", "gdpo", "grpo_saw", "grpo")
 ROWS += ("grpo_gradient", "gdpo_gradient")
 RIVALS = ("sa_mrpo", "dvao", "gd2po", "gd2po_hard", "gdpo_schedule")
+RIVALS += ("mo_grpo", "constrained_grpo")
 ROWS += RIVALS
 # Share of the run -> SAW's weights, means of five seeds of gdpo_saw at tiny.
 _REPLAYED = {
@@ -65,6 +67,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   row = chosen["row"]
   joined = row if row in methods.METHODS else row.replace("_", "+")
   methods.set_method(config, joined)
+  if row == "constrained_grpo":
+    config.algorithm.weights_options.targets = (None, 0.9)
   if row == "gdpo_schedule":
     last = config.loop.num_steps - 1
     config.algorithm.weights_options.update(

@@ -27,6 +27,7 @@ from saw_jax.run import config as config_lib
 from saw_jax.run.experiment import kind_of, param_shardings, restore
 from saw_jax.run.loop import train as train
 from saw_jax.run.sections import Experiment, RunConfig, TaskConfig
+from saw_jax.tasks import panels
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.environments import AgentTask
 from saw_jax.tokenizer import Tokenizer
@@ -78,7 +79,9 @@ def build(
       document = run_directory.document_of(run, seeds)
       is_warm = run.warm_start.num_steps and source is None
       start = warm_start.digest(made.params) if is_warm else None
-      run_directory.open_run(directory, document, run.optimizer, start)
+      held_out = run.evaluation.split, run.evaluation.num_examples
+      panel = panels.describe(made.task, *held_out)
+      run_directory.open_run(directory, document, run.optimizer, start, panel)
     stack.pop_all()  # All is well, and the directory stays this process's.
   return made
 

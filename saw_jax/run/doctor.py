@@ -9,7 +9,7 @@ from saw_jax.models.lora import LoraConfig
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import rollouts
 from saw_jax.run.sections import EvaluationConfig, Experiment
-from saw_jax.tasks import inspection
+from saw_jax.tasks import inspection, panels
 from saw_jax.tasks.base import Task
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training.parallel import ParallelConfig
@@ -55,6 +55,9 @@ def check_task(task: Task, splits: Sequence[str], limit: int) -> list[str]:
 
 
 def _check_episodes(experiment: Experiment, worlds: int, shown: int):
+  own = experiment.evaluation
+  if found := panels.describe(experiment.task, own.split, own.num_examples):
+    print("panel: {episodes} episodes of {split}, {digest}".format(**found))
   made = experiment._replace(
     evaluation=EvaluationConfig(
       split="train",

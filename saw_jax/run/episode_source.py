@@ -98,13 +98,13 @@ class Episodes:
         observed=observed.reshape(shape),
       )
     if self._made.method.reads_values:
-      taken = _take(transcript, rows)
       zeros = np.zeros(rows.shape, np.float32)
-      found = self._learner.values(batch_lib.make_batch(taken, zeros))
-      values = np.zeros((len(rows), played.steps[0].size), np.float32)
-      for n, own in enumerate(rows):
-        values[n, own[own >= 0]] = found[n, own >= 0]
-      record = record.replace(values=values.reshape(shape))
+      batch = batch_lib.make_batch(_take(transcript, rows), zeros)
+      values = _put_back(self._learner.values(batch), rows, shape)
+      record = record.replace(values=values)
+      if self._made.method.reads_ratios:
+        ratios = _put_back(self._learner.ratios(batch), rows, shape)
+        record = record.replace(ratios=ratios)
     return Scored(played, record, rows)
 
   def estimate(self, scored: Scored, step: int) -> tuple[TrainBatch, Rows]:
@@ -202,6 +202,14 @@ def _gather(x: np.ndarray | None, rows: np.ndarray, filler=0):
     return None
   taken = x.reshape(len(rows), -1)[np.arange(len(rows))[:, None], rows]
   return np.where(rows < 0, filler, taken)
+
+
+def _put_back(found: np.ndarray, rows: np.ndarray, shape) -> np.ndarray:
+  """Values `[N, B]` of rows in their places `[N, P, G, E]`; 0 elsewhere."""
+  values = np.zeros((len(rows), np.prod(shape[1:])), np.float32)
+  for n, own in enumerate(rows):
+    values[n, own[own >= 0]] = found[n, own >= 0]
+  return values.reshape(shape)
 
 
 def _take(transcript: Transcript, rows: np.ndarray) -> Transcript:

@@ -81,6 +81,13 @@ class Learner:
     values = self.programs["values"](self.policy.attached, batch)
     return np.asarray(hosts.fetch(values))
 
+  def ratios(self, batch: TrainBatch) -> np.ndarray:
+    """How much likelier each row is than where it was sampled. `[N, B]`."""
+    laid = self.in_parts(batch)
+    now = hosts.fetch(self.programs["log_probs"](self.policy.attached, laid))
+    moved = np.asarray(now) - np.asarray(batch.behave_log_probs)
+    return np.exp(np.where(batch.completion_mask, moved, 0).sum(-1))
+
   def estimate(
     self, batch: TrainBatch, scores: Rollout, step: int = 0
   ) -> tuple[TrainBatch, Rows]:
@@ -101,9 +108,7 @@ class Learner:
         policy.base,
       )
       weights = jax.block_until_ready(weights)
-      # Of others the advantages are not finite, and the update is skipped.
-      kept = self.programs["keep"](weights, policy.state.weights)
-      policy.state = policy.state.replace(weights=kept)
+      self._keep(weights)
       self.clock.lap("weigh")
     penalties = None
     if self._method.kl_in_reward:
@@ -122,11 +127,19 @@ class Learner:
         np.full(policy.num_seeds, step, np.int32),
       )
     )
+    if self._method.carries:
+      self._keep(statistics["weight"])
     self.clock.lap("estimate")
     if scores.multipliers is not None:
       advantages = advantages * scores.multipliers[..., None]
     batch = batch.replace(advantages=advantages.reshape(batch.starts.shape))
     return batch, self._describe(scores, hosts.fetch(statistics))
+
+  def _keep(self, weights: jax.Array) -> None:
+    """Weights for the next step; with others, the update is skipped."""
+    state = self.policy.state
+    kept = self.programs["keep"](weights, state.weights)
+    self.policy.state = state.replace(weights=kept)
 
   def update(self, batch: TrainBatch) -> Rows:
     """Updates the policies on rows `[N, B]`; returns what each seed logs."""
@@ -280,7 +293,7 @@ class Learner:
       "log_probs": wrap(log_probs, *of_rows),
       "values": wrap(values, *of_rows),
       "weigh": total(weigh, *by_gradients),
-      "keep": wrap(keep, (STATE, STATE), (STATE,)),
+      "keep": wrap(keep, (SAME if method.carries else STATE, STATE), (STATE,)),
       "estimate": total(estimate, *of_rewards),
       "update": total(step, (STATE, ROWS, STATE), (STATE, SAME), donate=(0,)),
     }

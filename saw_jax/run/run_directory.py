@@ -111,6 +111,7 @@ def open_run(
   config: Mapping[str, Any],
   optimizer: "OptimizerConfig | None" = None,
   start: str | None = None,  # a digest of the weights that it begins with
+  panel: Mapping[str, Any] | None = None,  # the episodes that it is scored on
 ) -> dict[str, Any]:
   """Writes `run.json`, or notes in it that the run goes on.
 
@@ -135,6 +136,7 @@ def open_run(
       "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
       **environment(),
       "start": start,
+      "panel": panel,
       "started": _now(),
     }
     _set_labels_aside(path, config)

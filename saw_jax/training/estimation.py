@@ -21,7 +21,7 @@ from saw_jax.training.objective import Objective
 from saw_jax.types import Array, PyTree
 
 # What an advantage of steps may read, as its arguments are called.
-READABLE = ("rewards", "values", "anchors", "steps", "penalties")
+READABLE = ("rewards", "values", "anchors", "steps", "penalties", "ratios")
 
 
 def make_estimate(
@@ -35,8 +35,8 @@ def make_estimate(
   Makes `(rewards [P, G, M], scored, lengths [P, G], penalties [P, G],
   persistent_weights [M], step=None, *, axis_name) -> (advantages [P, G],
   statistics)`; lengths and penalties may be None. Where `weights` is, the
-  persistent ones count, which sum to 1, times M. A weighting may name an
-  argument `step`.
+  persistent ones count, which sum to 1, times M. A weighting may name `step`,
+  and `persistent`: what it gave at the step before.
   """
 
   def estimate(
@@ -55,7 +55,8 @@ def make_estimate(
     else:
       if "step" in naming.arguments(weights) and step is None:
         raise ValueError("a weighting names the step, which is unknown here")
-      weight = naming.supply(weights, rewards, step=step, **batch)
+      before = dict(step=step, persistent=persistent_weights)
+      weight = naming.supply(weights, rewards, **before, **batch)
     if penalties is not None and "penalties" not in naming.arguments(advantage):
       user = naming.name_of(advantage)
       raise ValueError(f"{user} takes no penalties: put the KL in the loss")
@@ -133,6 +134,7 @@ class StepRecord:
   anchors: Array  # int32 [P, G, E], equal where what was seen before is
   penalties: Array  # float32 [P, G, E], for replies that do not parse
   values: Array | None = None  # float32 [P, G, E], in units of max_return
+  ratios: Array | None = None  # float32 [P, G, E], π / μ of whole actions
   entropies: Array | None = None  # float32 [P, G, E], of each action
   observed: Array | None = None  # int32 [P, G, E], tokens of what followed
 
@@ -174,7 +176,8 @@ def make_step_estimate(
 
   The advantage is given those of `READABLE` that its arguments name; if it
   reads values, rewards and penalties are divided by `max_return`, the most that
-  an episode can pay. `whiten` goes over all steps of the batch, as PPO has it.
+  an episode can pay; it may give a pair, with what the values learn. `whiten`
+  goes over all steps of the batch, as PPO has it.
   """
   reads = naming.positional(advantage)
   for name in reads:
@@ -188,8 +191,11 @@ def make_step_estimate(
     given = {name: getattr(record, name) for name in READABLE}
     for name in ("rewards", "penalties"):
       given[name] = given[name] / scale
-    found = naming.supply(advantage, **given)
-    targets = found + record.values if reads_values else None
+    found, targets = naming.supply(advantage, **given), None
+    if isinstance(found, tuple):  # with what its value function learns
+      found, targets = found
+    elif reads_values:
+      targets = found + record.values
     if whiten is not None:
       found = whiten(found, scored=record.steps, axis_name=axis_name)
     made = StepEstimate(jnp.zeros(found.shape[:1], found.dtype))

@@ -101,6 +101,21 @@ class TestRows:
       assert texts(batch, POLICY, n) == texts(paw[0], POLICY, n)
     np.testing.assert_array_equal(batch.world.weights, paw[0].world.weights)
 
+  def test_brace_is_told_what_the_policy_has_become(self):
+    source, (played, record, rows) = first_step("brace")
+    taken = record.steps
+    np.testing.assert_allclose(record.ratios[taken], 1, rtol=1e-4)
+    assert not record.ratios[~taken].any()
+    # All are of the policy: a window as long as an episode learns returns.
+    batch, _ = source.estimate((played, record, rows), 0)
+    left = np.cumsum(record.rewards[..., ::-1], -1)[..., ::-1]
+    left = (left / 10 * taken).reshape(len(rows), -1)
+    fines = (record.penalties / 10 * taken)[..., ::-1].cumsum(-1)[..., ::-1]
+    left -= (fines * taken).reshape(left.shape)
+    for n, own in enumerate(rows):
+      targets = np.asarray(batch.value_targets)[n, own >= 0]
+      np.testing.assert_allclose(targets, left[n, own[own >= 0]], atol=1e-4)
+
   def test_tokens_that_were_observed_are_counted(self):
     batch, _ = laid_out("echo_tokens")
     lengths = batch.observation_mask.sum(-1)

@@ -54,6 +54,8 @@ def assert_learns(advantage, weights, loss="clipped_surrogate"):
     values = [1.5, 0.5] if weights == "static" else [[1.5, 0.5], [1.0, 1.0]]
     of_step = {} if weights == "static" else {"steps": [0, STEPS]}
     fn = functools.partial(fn, values=np.array(values), **of_step)
+  if weights == "dual":
+    fn = functools.partial(fn, targets=np.array([np.nan, 0.9]))
   terms = {"policy": objective.policy(algorithms.LOSSES[loss])}
   loss, step_fn, start = make_update(terms)
   estimate = estimation.make_estimate(advantage, fn, minima=jnp.zeros(2))

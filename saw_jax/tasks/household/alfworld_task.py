@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 from saw_jax import naming
-from saw_jax.tasks import base
+from saw_jax.tasks import base, panels
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import Environment, Transition
 from saw_jax.tasks.household import alfworld_games
@@ -108,6 +108,13 @@ class AlfworldTask(HouseholdTask):
     if self._paths:
       return alfworld_games.read_kind(self._paths[split][seed])
     return self._drawn.category(split, seed)
+
+  def panel(self, split: str, count: int) -> list[str]:
+    """Hashes of the files of the games; without files, of the drawn worlds."""
+    if not self._paths:
+      return self._drawn.panel(split, count)
+    games = self._paths[split][: min(count, self.num_episodes(split))]
+    return [panels.short(path.read_bytes()) for path in games]
 
   def expert(self, env: Alfworld, draws: Draws) -> Iterator[str]:
     return iter(env.game["walkthrough"])

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from saw_jax.tasks import base, environments
+from saw_jax.tasks import base, environments, panels
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Situation
 from saw_jax.tasks.household import rules, world
@@ -44,6 +44,7 @@ class HouseholdTask(environments.FormTask):
 
   name = "household"
   expert = staticmethod(rules.expert)
+  panel = panels.walked
   _role = "acts in the ALFRED embodied environment"
   _subject = "the situation"
 

@@ -12,7 +12,7 @@ import re
 import string
 from collections.abc import Iterator, Sequence
 
-from saw_jax.tasks import base, environments
+from saw_jax.tasks import base, environments, panels
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Reply, Situation, Transition
 from saw_jax.tasks.search import corpus as search_corpus
@@ -141,6 +141,11 @@ class SearchTask(environments.FormTask):
   def make(self, split: str) -> SearchQuestions:
     self.num_episodes(split)  # raises if there is no such split
     return SearchQuestions(self._library, self._questions[split], self.config)
+
+  def panel(self, split: str, count: int) -> list[str]:
+    """Hashes of the questions and what answers them; the corpus is another."""
+    asked = self._questions[split][:count]
+    return [panels.short(f"{x.text}\n{x.answers}".encode()) for x in asked]
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
     seen = [text for text, _ in history[1:]] + [situation.observation]

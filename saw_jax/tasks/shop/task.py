@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from saw_jax.tasks import base, environments
+from saw_jax.tasks import base, environments, panels
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Situation
 from saw_jax.tasks.shop import products as shop_products
@@ -78,6 +78,7 @@ class ShopTask(environments.FormTask):
 
   name = "shop"
   expert = staticmethod(_expert)
+  panel = panels.walked
   _role = "shops in the WebShop online store"
   _subject = "what you see and what you want"
   _longest_prompt = 13_000

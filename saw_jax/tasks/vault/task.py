@@ -10,7 +10,7 @@ the next ones, and somebody who can predict outcomes knows the way.
 import dataclasses
 from collections.abc import Iterator
 
-from saw_jax.tasks import base, environments
+from saw_jax.tasks import base, environments, panels
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.environments import History, Situation
 
@@ -120,6 +120,7 @@ class VaultTask(environments.FormTask):
 
   name = "vault"
   expert = staticmethod(_expert)
+  panel = panels.walked
   _role = "looks for a thing in a room of locked chests"
   _subject = "which key is of which chest"
 
