@@ -116,7 +116,7 @@ def _methods(run) -> list[str]:
 
 
 def _label_functions(labels) -> list[Callable]:
-  from saw_jax.labels import care, certainty, selection, voting
+  from saw_jax.labels import care, certainty, selection, trajectories, voting
   from saw_jax.tasks import self_verification
 
   return {
@@ -129,6 +129,7 @@ def _label_functions(labels) -> list[Callable]:
     "mean_probability": [selection.unlikeliness_scores],
     "oracle": [selection.oracle_scores],
     "care": [care.care_probabilities, selection.care_selection],
+    "trapo": [voting.majority_vote, trajectories.trusted_prompts],
     "certainty": [certainty.token_entropy],
     "self_verification": [self_verification.read_verdict],
   }[labels.method]

@@ -483,6 +483,16 @@ def test_a_control_is_one_change_of_paw():
     }
 
 
+@pytest.mark.parametrize("row", TABLES["care/confident"].ROWS)
+def test_a_row_of_confident_has_the_gate_of_its_name(row):
+  config = load(f"care/confident:row={row},fraction=0.02")
+  has_gate = row.endswith("_gate") and row != "care_no_gate" or row == "care"
+  assert config.labels.gate == ("probe" if has_gate else "none")
+  if row == "trapo":  # As many labels in all as one a step.
+    pool = config.task.options.num_train
+    assert pool * config.labels.label_fraction == config.loop.num_steps == 100
+
+
 @pytest.mark.parametrize("table", ["household", "hidden"])
 def test_actobs_is_another_start_of_the_same(table):
   for row in ("grpo", "echo", "grpo_paw"):

@@ -1,5 +1,6 @@
 """Methods of 2026: vectors of tests/golden/rivals.json, and what must hold."""
 
+import dataclasses
 import functools
 
 import chex
@@ -620,6 +621,20 @@ class LabelsTest(parameterized.TestCase):
       )
       assert np.flatnonzero(chosen).tolist() == sorted(want["selected"])
       assert not trajectories.curve_scores(known[:, :1], curves[:, :1]).any()
+
+  def test_curves_of_any_length(self):
+    up, down, flat = [0.1, 0.2, 0.9, 0.0], [0.9, 0.5, 0.1], [0.3] * 3
+    settings = trajectories.CurveSettings(top=0.0, threshold=0.4)
+    curves = {4: up[:3], 5: down, 6: flat, 7: up[:2], 8: [0.0, 0.1, 0.2, 0.0]}
+    given = {1: up, 2: [0.0, 0.3, 0.6]}, curves, [8, 7, 5, 6, 4]
+    # 7 was seen twice alone, and 9 is not asked about.
+    fn = trajectories.trusted_prompts
+    assert fn(*given, settings) == {4, 8}
+    low = dataclasses.replace(settings, threshold=2.0)
+    assert len(fn(*given, low)) == 1  # the best, whatever its score
+    assert (
+      fn({}, curves, [4], settings) == fn(given[0], {}, [4], settings) == set()
+    )
 
   def test_a_tie_is_no_vote(self):
     (_, case, _), *_ = cases("trapo_pseudo_labels")

@@ -81,8 +81,8 @@ def set_row(
     method, control = row, ""
   labels.method = method
   labels.label_fraction = fraction
-  if control == "gate" or (method == "care" and control != "no_gate"):
-    labels.gate = "probe"
+  has_gate = control == "gate" or (method == "care" and control != "no_gate")
+  labels.gate = "probe" if has_gate else "none"
   if control == "votes":
     labels.unlabelled = "vote"
 

@@ -165,6 +165,7 @@ class Strategy:
   buys: bool = False
   sees_truth: bool = False  # of prompts whose label nobody bought
   has_probes: bool = False
+  has_curves: bool = False  # of visits, which say whose votes are trusted
   needs_log_probs: bool = False
   needs_verdicts: bool = False
 
@@ -203,6 +204,8 @@ STRATEGIES = {
   ),
   "oracle": _buying(_oracle, sees_truth=True),
   "care": _buying(lambda g, _: g.gaps, advantage_multipliers, has_probes=True),
+  # Its labels are of a fixed set of prompts: there is nothing to rank.
+  "trapo": _buying(has_curves=True),
   "certainty": Strategy(needs_log_probs=True),
   "self_verification": Strategy(needs_verdicts=True),
 }

@@ -7,12 +7,25 @@ on if its curve goes as those of the labelled ones. `E` counts visits, from the
 first, up to the shortest curve of a reference. TraPO, arXiv 2512.13106
 """
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+
 import chex
 import jax.numpy as jnp
+import numpy as np
 
 from saw_jax import reductions
 from saw_jax.labels import selection, voting
 from saw_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveSettings:
+  """When votes count, and how alike a curve has to be."""
+
+  warm_up: int = 8  # epochs in which labelled prompts train alone
+  top: float = 0.1
+  threshold: float = 0.4
 
 
 def vote_pass_rates(answer_ids: Array) -> Array:
@@ -53,6 +66,28 @@ def trusted(
   order = jnp.argsort(-scores, stable=True)
   best = selection.first(order, max(1, int(scores.shape[0] * top)))
   return best | (scores >= threshold)
+
+
+def trusted_prompts(
+  references: Mapping[int, Sequence[float]],
+  curves: Mapping[int, Sequence[float]],
+  asked: Sequence[int],
+  settings: CurveSettings,
+) -> set[int]:
+  """Whose votes count, of the prompts `asked`, by curves of any length.
+
+  All are cut to the shortest reference. A prompt that was seen less often is
+  not trusted, and without a reference nobody is.
+  """
+  size = min(map(len, references.values()), default=0)
+  asked = [prompt for prompt in asked if len(curves.get(prompt, ())) >= size]
+  if not size or not asked:
+    return set()
+  known = np.array([curve[:size] for curve in references.values()])
+  scores = curve_scores(known, np.array([curves[x][:size] for x in asked]))
+  how = dict(top=settings.top, threshold=settings.threshold)
+  chosen = np.flatnonzero(trusted(scores, **how))
+  return {asked[place] for place in chosen}
 
 
 def _standardised(x: Array) -> Array:

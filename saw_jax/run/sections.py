@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from saw_jax import algorithms, naming
-from saw_jax.labels import care, selection
+from saw_jax.labels import care, selection, trajectories
 from saw_jax.models.config import TINY, DecoderConfig
 from saw_jax.models.lora import LoraConfig
 from saw_jax.rollout import engine
@@ -179,9 +179,10 @@ class LabelConfig:
 
   # truth: of the data set. vote: of the group. filtered_vote: right votes only.
   # random, entropy, mean_probability, oracle or care buy labels; certainty and
-  # self_verification need none.
+  # self_verification need none. trapo: of a fixed set of prompts, and votes of
+  # those that are learned as these are.
   method: str = "truth"
-  label_fraction: float = 0.2  # of the prompts of a step
+  label_fraction: float = 0.2  # of the prompts of a step; of trapo, of all
   gate: str = "none"  # whose votes are trusted: majority, probe
   gate_fraction: float = constant(0.25)  # of the prompts of a step
   warm_up: int = constant(selection.WARM_UP)  # steps before the gate opens
@@ -200,6 +201,7 @@ class LabelConfig:
   timeout_s: float = constant(3600.0)  # the annotator's
   audit: bool = constant(True)  # log what the true references say
   probe: care.CareSettings = care.CareSettings()
+  curves: trajectories.CurveSettings = constant(trajectories.CurveSettings())
 
   def __post_init__(self):
     for name, choices in _CHOICES.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from saw_jax import algorithms, tokenizer
 from saw_jax.annotate import questions
 from saw_jax.annotate.ledger import LEDGER_NAME, LabelLedger
 from saw_jax.annotate.questions import Label
-from saw_jax.labels import care, certainty
+from saw_jax.labels import care, certainty, trajectories
 from saw_jax.models import decoder, log_probs
 from saw_jax.rollout import transcript
 from saw_jax.run import labelling, loop
@@ -141,6 +142,69 @@ def score(one, texts=TEXTS, step=0, observed=None):
 
 def logged(one, step=0):
   return one.train([{}], step)[0]
+
+
+class TestCurves:
+  """TraPO with four prompts a step, of 29: an epoch has seven steps."""
+
+  EPOCH = 7
+
+  def make(self, make, **settings):
+    curves = trajectories.CurveSettings(**{"warm_up": 2, "top": 0.0} | settings)
+    one = make(4, method="trapo", label_fraction=0.4, curves=curves)
+    (known,) = one._known
+    return one, [int(key in known) for key in range(4)]
+
+  def play(self, one, epoch, rights):
+    """A step of the first four prompts, of which so many answers are alike."""
+    texts = [
+      text
+      for key, right in enumerate(rights)
+      for text in ["x" if key % 3 == 0 else "yz"[key % 3 - 1]] * right
+      + ["yzy"[:1] if key % 3 == 0 else "x"] * (4 - right)
+    ]
+    return score(one, texts, step=epoch * self.EPOCH)
+
+  def test_votes_count_that_are_learned_as_labels_are(self, make):
+    one, known = self.make(make)
+    assert sum(len(x) for x in one._known) == 12  # 11.6 rounded up
+    assert known == [0, 0, 1, 1]
+    for epoch, right in enumerate((3, 4, 4, 3)):
+      rewards, (multipliers,) = self.play(one, epoch, [right] * 4)
+      want = [1] * 4 if epoch >= 2 else known
+      assert multipliers == want, epoch
+      row = logged(one)
+      assert row["labels/share"] == sum(known) / 4
+      # A label is bought once, and the second visit is free.
+      assert row["labels/bought"] == sum(known)
+      assert ("gate/precision" in row) and row["gate/precision"] == (epoch > 1)
+
+  def test_a_curve_that_goes_otherwise_is_not_trusted(self, make):
+    one, known = self.make(make)
+    strange = known.index(0)
+    for epoch, right in enumerate((3, 4, 3, 4)):
+      rights = [right] * 4
+      rights[strange] = 7 - right
+      _, (multipliers,) = self.play(one, epoch, rights)
+    want = [1] * 4
+    want[strange] = 0
+    assert multipliers == want
+    curves = one.pack(1)[0]["curves"][0]
+    assert curves["others"][strange] == [1.0, 0.75, 1.0, 0.75]
+    assert strange not in curves["chosen"]
+
+  def test_it_goes_on_from_a_checkpoint(self, make, tmp_path, grader):
+    one, known = self.make(make)
+    for epoch, right in enumerate((3, 4, 3)):
+      self.play(one, epoch, [right] * 4)
+    document, _ = one.pack(21)
+    session = helpers.begun(tmp_path)
+    session.host, session.step = json.loads(json.dumps(document)), 21
+    other = labelling.make_labels(one._learner, grader, session)
+    assert other.pack(21)[0] == document
+    found = [self.play(x, 3, [4, 3, 4, 4]) for x in (one, other)]
+    assert found[0] == found[1]
+    assert other.pack(22)[0]["curves"] == one.pack(22)[0]["curves"]
 
 
 class TestScore:
