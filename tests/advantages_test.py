@@ -66,6 +66,7 @@ def test_rewards_that_overflow_are_no_silent_zeros(name, size):
   rewards[0, 1], rewards[0, 2, 0] = 1, 0.75
   ones = np.ones(rewards.shape, np.int32)
   given = dict(steps=ones > 0, values=0 * ones, anchors=ones, lengths=lengths)
+  given["ratios"] = ones
   if name in ESTIMATORS:
     f = partial(estimate, name, weights=np.ones(2, np.float32), **given)
   else:

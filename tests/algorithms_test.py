@@ -195,9 +195,9 @@ class TestTables:
   def test_advantages_of_steps_are_known_as_such(self, name):
     method = make(advantage=name)
     assert method.per_step and method.whiten is None
-    assert (
-      method.reads_values == (name == "step_gae") == ("value" in method.terms)
-    )
+    reads = name in ("step_gae", "brace")
+    assert method.reads_values == reads == ("value" in method.terms)
+    assert method.reads_ratios == (name == "brace")
     assert not make().per_step and not make().reads_values
 
   @pytest.mark.parametrize("aggregate", algorithms.AGGREGATES)

@@ -68,6 +68,7 @@ def trace_estimate(made) -> None:
     anchors=zeros.astype(jnp.int32),
     penalties=zeros,
     values=zeros,
+    ratios=zeros,
     entropies=zeros,
     observed=ones.astype(jnp.int32),
   )
@@ -85,7 +86,7 @@ def parts_of(run) -> dict[str, set[str]]:
   given = [algorithm.pop(x) for x in ("advantage", "weights")]
   given += [algorithm.pop(f"{x}_options") for x in ("advantage", "weights")]
   world = algorithm.pop("world_model")
-  algorithm["critic"] = given[0] == "step_gae"
+  algorithm["critic"] = given[0] in ("step_gae", "brace")
   algorithm["world"] = world.loss, world.loss_options
   found = {
     "weights": [sizes],
