@@ -63,9 +63,9 @@ def compare(num_prompts, held, num_slots, num_pages, *, period=1, **changes):
     (5, 2, 6, 14, True, {"record_entropies": True, "period": 3}),
     # Rows of one length are never turned out: there is room for two.
     (4, 4, 5, 16, False, {"eos_ids": ()}),
-    slow(4, 4, 12, 16, True, {}),
+    slow(4, 4, 12, 16, None, {}),
     slow(5, 1, 3, 10, None, {"period": 4}),  # the least that is safe
-    slow(5, 2, 4, 32, None, {"page_size": 1}),
+    slow(5, 2, 4, 32, True, {"page_size": 1}),
     slow(5, 2, 4, 9, False, {"page_size": 16}),
     slow(7, 2, 6, 15, False, {"max_new_tokens": 2}),
     slow(5, 1, 4, 9, False, {"max_new_tokens": 1}),
