@@ -34,14 +34,8 @@ def _averages(policy, options, right) -> dict[str, float]:
 
 def main() -> int:
   given = flags.FLAGS
-  evaluate(
-    given.workdir,
-    checkpoint=given.checkpoint,
-    examples=given.examples,
-    samples=given.samples,
-    split=given.split,
-    engine=given.engine,
-  )
+  names = ("checkpoint", "examples", "samples", "split", "engine")
+  evaluate(given.workdir, **{name: given[name].value for name in names})
   return 0
 
 

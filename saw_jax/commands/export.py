@@ -16,13 +16,8 @@ from saw_jax.run import command_line, store
 
 def main() -> int:
   given = flags.FLAGS
-  export(
-    given.workdir,
-    given.output,
-    checkpoint=given.checkpoint,
-    seed=given.seed,
-    dtype=given.dtype,
-  )
+  how = {name: given[name].value for name in ("checkpoint", "seed", "dtype")}
+  export(given.workdir, given.output, **how)
   return 0
 
 

@@ -27,6 +27,13 @@ class Seed(NamedTuple):
 Sample = npt.ArrayLike | Mapping[Seed, float]
 
 
+def _size(sample: "Summary | PairedDifference") -> str:
+  """How many policies, as `5`, or `3 × 8` of three starts."""
+  if sample.starts == 1:
+    return str(sample.count)
+  return f"{sample.starts} × {sample.count / sample.starts:g}"
+
+
 class Summary(NamedTuple):
   """A sample in a few numbers."""
 
@@ -37,10 +44,7 @@ class Summary(NamedTuple):
   count: int
   starts: int = 1
 
-  @property
-  def size(self) -> str:
-    """How many policies, as `5`, or `3 × 8` of three starts."""
-    return _size(self)
+  size = property(_size)
 
   @property
   def half_width(self) -> float:
@@ -56,20 +60,12 @@ class PairedDifference(NamedTuple):
   bootstrap: Interval
   starts: int = 1
 
-  @property
-  def size(self) -> str:
-    return _size(self)
+  size = property(_size)
 
   @property
   def freedom(self) -> int:
     """Degrees of freedom of its interval."""
     return (self.starts if self.starts > 1 else self.count) - 1
-
-
-def _size(sample: Summary | PairedDifference) -> str:
-  if sample.starts == 1:
-    return str(sample.count)
-  return f"{sample.starts} × {sample.count / sample.starts:g}"
 
 
 def independent(values: Sample) -> np.ndarray:
