@@ -258,6 +258,22 @@ class TestNumbers:
     assert len(shown) > 50
     assert not {x for x in shown if x not in cells}
 
+  def test_claims_are_cells_and_their_words_are_their_intervals(self):
+    path = ROOT / "results" / "README.md"
+    lines = re.findall(
+      r"^\| .* \| ([\w ]+) \| (.+): (.+) \| ([-+.\d]+) (\[.+?, .+?\]) \| "
+      r"\d x \d \| \[table\]\((.+?)\)",
+      path.read_text(encoding="utf-8"),
+      re.M,
+    )
+    assert len(lines) > 20
+    for word, compared, metric, mean, interval, table in lines:
+      cells = (path.parent / table).read_text(encoding="utf-8")
+      line = f"| {compared} | {metric} | {mean} | {interval} |"
+      assert line in cells, line
+      low, high = json.loads(interval.replace("+", ""))
+      assert (low * high > 0) == (word in ("shown", "shown to fail")), line
+
   def test_the_readme_is_short(self):
     words = (ROOT / "README.md").read_text(encoding="utf-8").split()
     assert len(words) <= 900
