@@ -36,10 +36,8 @@ def init_cache(
 ) -> PagedCache:
   """Makes empty pages, in the dtype of the decoder."""
   shape = (config.num_kv_heads, num_pages, page_size, config.head_size)
-  empty = lambda: tuple(  # noqa: E731
-    jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)
-  )
-  return PagedCache(empty(), empty(), table, jnp.zeros(len(table), jnp.int32))
+  empty = (jnp.zeros(shape, config.dtype),) * config.num_layers
+  return PagedCache(empty, empty, table, jnp.zeros(len(table), jnp.int32))
 
 
 def copy_page(cache: PagedCache, source: Array, target: Array) -> PagedCache:
@@ -169,9 +167,8 @@ def readers(config: DecoderConfig, cache: PagedCache) -> list[Pages]:
     and config.head_size % 128 == 0
     and cache.keys[0].shape[2] % 16 == 0
   )
-  by = config.attention
-  is_auto = by == "auto" and jax.default_backend() == "tpu"
-  by = fits and (by == "splash" or is_auto)
+  is_auto = config.attention == "auto" and jax.default_backend() == "tpu"
+  by = fits and (config.attention == "splash" or is_auto)
   windows = config.windows or (0,) * config.num_layers
   known = cache.table, cache.lengths
   return [Pages(*known, window, by and not window) for window in windows]

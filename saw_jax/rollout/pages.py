@@ -30,7 +30,9 @@ class Book:
     return (self.table_NM < self.none).sum(-1)
 
 
-def start(num_pages: int, num_slots: int, sizes_P: Array, most: int, rows: int):
+def start(
+  num_pages: int, num_slots: int, sizes_P: Array, most: int, rows: int
+) -> Book:
   """Gives prompts so many pages; each has `rows`, of `most` pages each."""
   P, free = len(sizes_P), jnp.arange(num_pages, dtype=jnp.int32)
   none_NM = jnp.full((num_slots, most), num_pages, jnp.int32)
@@ -57,7 +59,9 @@ def give(book: Book, pages: Array) -> Book:
   return book.replace(free_X=free_X, count=book.count + is_page.sum())
 
 
-def begin(book: Book, slot: Array, prompt: Array, whole: Array, rest: Array):
+def begin(
+  book: Book, slot: Array, prompt: Array, whole: Array, rest: Array
+) -> tuple[Book, tuple[Array, Array]]:
   """Gives a slot the `whole` pages of a prompt, and a copy of one with a rest.
 
   Returns the pages from and to which that is copied, or none and none.
@@ -75,8 +79,7 @@ def begin(book: Book, slot: Array, prompt: Array, whole: Array, rest: Array):
 def reach(book: Book, sizes_N: Array) -> Book:
   """Takes pages until each slot has so many; there must be enough."""
   order_M = jnp.arange(book.table_NM.shape[1])[None]
-  is_new_NM = order_M >= book.held_N[:, None]
-  is_new_NM &= order_M < sizes_N[:, None]
+  is_new_NM = (order_M >= book.held_N[:, None]) & (order_M < sizes_N[:, None])
   book, pages_NM = take(book, is_new_NM)
   table_NM = jnp.where(is_new_NM, pages_NM, book.table_NM)
   return book.replace(table_NM=table_NM)
