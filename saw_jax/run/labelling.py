@@ -312,7 +312,7 @@ class CurveLabels(VoteLabels):
     count = selection.budget(len(keys), self.config.label_fraction)
     order = [np.random.default_rng(x).permutation(keys) for x in self._seeds]
     self._known = [set(x[:count].tolist()) for x in order]
-    self._steps = len(keys) // self._made.loop.prompts_per_step  # of an epoch
+    self._steps = max(1, len(keys) // self._made.loop.prompts_per_step)
     empty = [{"known": {}, "others": {}, "chosen": {}} for _ in self._seeds]
     self._curves = [
       {kind: {int(k): x for k, x in of.items()} for kind, of in seed.items()}
