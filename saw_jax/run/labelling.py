@@ -27,11 +27,11 @@ from saw_jax.labels import (
   gap,
   replay,
   selection,
-  trajectories,
   voting,
 )
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import rollouts
+from saw_jax.run.curves import Curves
 from saw_jax.run.learner import Learner, Rows
 from saw_jax.run.rollouts import Examples, Rollout
 from saw_jax.run.sections import CERTAINTIES, LabelConfig
@@ -191,9 +191,10 @@ class VoteLabels(Labels):
     super().__init__(learner, grader)
     config, loop = self.config, self._made.loop
     per_step = selection.budget(loop.prompts_per_step, config.label_fraction)
+    self._desk = self._probes = self._curves = None
     if config.strategy.has_curves:  # A label is of a prompt, not of a step.
       per_step = loop.prompts_per_step
-    self._desk = self._probes = None
+      self._curves = Curves(learner, session)
     if config.strategy.buys:
       self._desk = Desk(learner, session, per_step)
     if _has_probes(config):
@@ -227,7 +228,7 @@ class VoteLabels(Labels):
     if self._desk is not None:
       labels = self._desk.buy(chosen, examples, texts, step)
     bought = np.array([[x is not None for x in row] for row in labels], bool)
-    chosen, self._bought = chosen._replace(labelled=bought), bought
+    chosen = chosen._replace(labelled=bought)
     self._clock.lap("buy")
 
     winners = np.asarray(_winners(answer_ids))
@@ -237,6 +238,9 @@ class VoteLabels(Labels):
       correct = (rollout.outcomes == rollouts.RIGHT) & bought[..., None]
       learned = jax.vmap(replay.probe_labels)(answer_ids, correct)
       self._learn = features, learned, bought
+    if self._curves is not None:
+      right = (rollout.outcomes == rollouts.RIGHT).mean(-1)
+      self._curves.append(examples, bought, right)
     self._clock.lap("score")
     self._rows = [{} for _ in examples]
     if self._desk is not None:
@@ -252,6 +256,9 @@ class VoteLabels(Labels):
 
   def _select(self, groups, examples, state, features, step):
     """Which prompts are bought, their scores `[N, P]`, and probable counts."""
+    if self._curves is not None:
+      chosen = self._curves.select(groups.answer_ids, examples, step)
+      return chosen, chosen.labelled.astype(np.float32), None
     draws = _keys(self._seeds, 2 * step + 1)
     found = self._choose(state, features, groups, draws, step + 1)
     return jax.device_get(found)
@@ -265,10 +272,12 @@ class VoteLabels(Labels):
     return super().train(rows, step)
 
   def pack(self, step):
-    """What the ledger says of itself, and the probes with their replay."""
-    document = arrays = {}
+    """What is known of the ledger, curves, and the probes with their replay."""
+    document, arrays = {}, {}
     if self._desk is not None:
-      document = {"labels": self._desk.snapshot(step)}
+      document["labels"] = self._desk.snapshot(step)
+    if self._curves is not None:
+      document["curves"] = self._curves.of_seeds
     if self._probes is not None:
       leaves = jax.tree.leaves(jax.device_get(self._probes.state))
       arrays = {f"care/{i}": np.asarray(x) for i, x in enumerate(leaves)}
@@ -297,70 +306,6 @@ class VoteLabels(Labels):
         chosen, right, facts["gaps"], truth
       )
     self._log(found)
-
-
-class CurveLabels(VoteLabels):
-  """TraPO: some prompts have labels; who learns as they do has a vote.
-
-  A curve has a pass rate for each visit of a prompt. Prompts whose votes were
-  trusted are references from then on, with their curve as it was.
-  """
-
-  def __init__(self, learner: Learner, grader: Grader, session: Session):
-    super().__init__(learner, grader, session)
-    keys = [example.key for example in self._task.examples("train")]
-    count = selection.budget(len(keys), self.config.label_fraction)
-    order = [np.random.default_rng(x).permutation(keys) for x in self._seeds]
-    self._known = [set(x[:count].tolist()) for x in order]
-    self._steps = max(1, len(keys) // self._made.loop.prompts_per_step)
-    empty = [{"known": {}, "others": {}, "chosen": {}} for _ in self._seeds]
-    self._curves = [
-      {kind: {int(k): x for k, x in of.items()} for kind, of in seed.items()}
-      for seed in session.host.get("curves") or empty
-    ]
-
-  def score(self, sampled, examples, observed, step):
-    """As votes are scored; labelled prompts go on with their true rates."""
-    rollout = super().score(sampled, examples, observed, step)
-    right = (rollout.outcomes == rollouts.RIGHT).mean(-1)
-    for n, row in enumerate(examples):
-      for p, example in enumerate(row):
-        if self._bought[n, p]:
-          known = self._curves[n]["known"]
-          known.setdefault(example.key, []).append(float(right[n, p]))
-    return rollout
-
-  def pack(self, step):
-    document, arrays = super().pack(step)
-    return document | {"curves": self._curves}, arrays
-
-  def _select(self, groups, examples, state, features, step):
-    rates = jax.device_get(jax.vmap(_pass_rates)(groups.answer_ids))
-    found = [
-      self._select_one(n, [x.key for x in row], rates[n].tolist(), step)
-      for n, row in enumerate(examples)
-    ]
-    chosen = jax.tree.map(lambda *x: np.stack(x), *found)
-    return chosen, chosen.labelled.astype(np.float32), None
-
-  def _select_one(self, n, keys, rates, step) -> selection.Selection:
-    known, curves = self._known[n], self._curves[n]
-    others, chosen = curves["others"], curves["chosen"]
-    left = [key for key in keys if key not in known]
-    for key, rate in zip(keys, rates, strict=True):
-      if key not in known:
-        others.setdefault(key, []).append(rate)
-    trusted: set[int] = set()
-    if step // self._steps >= self.config.curves.warm_up:
-      references = curves["known"] | chosen
-      trusted = trajectories.trusted_prompts(
-        references, others, left, self.config.curves
-      )
-    chosen |= {key: list(others[key]) for key in left if key in trusted}
-    labelled = np.array([key in known for key in keys])
-    gated = np.array([key in trusted for key in keys])
-    order = np.argsort(~labelled, kind="stable").astype(np.int32)
-    return selection.Selection(labelled, gated, order)
 
 
 class Desk:
@@ -519,11 +464,9 @@ def make_labels(
   config = learner.made.labels
   if config.method == "truth":
     return None
-  if config.strategy.has_curves:
-    return CurveLabels(learner, grader, session)
-  if config.strategy.rank is None:
-    return OwnRewards(learner, grader)
-  return VoteLabels(learner, grader, session)
+  if config.strategy.rank or config.strategy.has_curves:
+    return VoteLabels(learner, grader, session)
+  return OwnRewards(learner, grader)
 
 
 def _each(fn: Callable, *nested: Sequence[Sequence]) -> list[list]:
@@ -542,7 +485,6 @@ def _keys(seeds: Sequence[int], number: int) -> jax.Array:
   return jax.vmap(lambda root: fold(fold(root, 0x6C6162), number))(roots)
 
 
-_pass_rates = jax.jit(trajectories.vote_pass_rates)
 _winners = jax.jit(jax.vmap(lambda ids: voting.majority_vote(ids).winner))
 
 

@@ -152,7 +152,7 @@ class TestCurves:
   def make(self, make, **settings):
     curves = trajectories.CurveSettings(**{"warm_up": 2, "top": 0.0} | settings)
     one = make(4, method="trapo", label_fraction=0.4, curves=curves)
-    (known,) = one._known
+    (known,) = one._curves.labelled
     return one, [int(key in known) for key in range(4)]
 
   def play(self, one, epoch, rights):
@@ -167,7 +167,7 @@ class TestCurves:
 
   def test_votes_count_that_are_learned_as_labels_are(self, make):
     one, known = self.make(make)
-    assert sum(len(x) for x in one._known) == 12  # 11.6 rounded up
+    assert sum(map(len, one._curves.labelled)) == 12  # 11.6 rounded up
     assert known == [0, 0, 1, 1]
     for epoch, right in enumerate((3, 4, 4, 3)):
       rewards, (multipliers,) = self.play(one, epoch, [right] * 4)
