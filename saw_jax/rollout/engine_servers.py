@@ -28,8 +28,8 @@ import numpy as np
 
 from saw_jax import asking
 from saw_jax.rollout import engine_dialects as dialects
+from saw_jax.rollout import generate
 from saw_jax.rollout import server as server_lib
-from saw_jax.rollout import transcript
 from saw_jax.rollout.engine import EngineConfig, EngineError
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
@@ -372,30 +372,15 @@ def _lay_out(
   config: GenerateConfig,
   has_log_probs: bool,
 ) -> Transcript:
-  """The transcript, as our own sampler lays it out."""
-  S, T, G = prompts.tokens.shape[-1], config.max_new_tokens, config.group_size
-  size = len(answers)
-  tokens = np.full((size, S + T), config.pad_id, np.int32)
-  tokens[:, :S] = np.repeat(np.asarray(prompts.tokens)[0], G, axis=0)
-  starts = S - np.repeat(np.asarray(prompts.lengths)[0], G).astype(np.int32)
-  counts = np.array([len(answer.tokens) for answer in answers], np.int32)
-  order = np.arange(S + T)
-  ends = S + counts
-  roles = np.where(order < S, transcript.PROMPT, transcript.POLICY)
-  is_out = (order < starts[:, None]) | (order >= ends[:, None])
-  log_probs = np.zeros((size, T), np.float32) if has_log_probs else None
+  """The transcript, as our own sampler lays it out, on the host."""
+  shape = (1, len(answers), config.max_new_tokens)
+  tokens = np.full(shape, config.pad_id, np.int32)
+  log_probs = np.zeros(shape, np.float32)
+  counts = np.array([[len(answer.tokens) for answer in answers]], np.int32)
   for row, answer in enumerate(answers):
-    tokens[row, S : ends[row]] = answer.tokens
+    tokens[0, row, : counts[0, row]] = answer.tokens
     if has_log_probs:
-      log_probs[row, : counts[row]] = answer.log_probs
-  group_ids = np.arange(size, dtype=np.int32) // G
-  found = Transcript(
-    tokens=tokens,
-    roles=np.where(is_out, transcript.PAD, roles).astype(np.int8),
-    starts=starts,
-    ends=ends,
-    behave_log_probs=log_probs,
-    group_ids=group_ids,
-    prompt_size=S,
-  )
-  return jax.tree.map(lambda x: x[None], found)
+      log_probs[0, row, : counts[0, row]] = answer.log_probs
+  recorded = {"behave_log_probs": log_probs if has_log_probs else None}
+  found = generate.to_transcript(prompts, counts, tokens, recorded)
+  return jax.device_get(found)
