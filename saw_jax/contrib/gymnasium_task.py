@@ -80,15 +80,12 @@ class GymnasiumTask(worlds.WorldTask):
   """One kind of environment, another episode each seed."""
 
   name = _module = "gymnasium"
+  _world = Game
   _places = ("describe",)
 
   def __init__(self, config: GymnasiumConfig):
     super().__init__(config)
     self._names = self.make("train").names
-
-  def make(self, split: str) -> Game:
-    self.num_episodes(split)  # raises if there is no such split
-    return Game(self.config, split)
 
   def _is_action(self, text: str) -> bool:
     return text.lower() in self._names if self._names else bool(text)

@@ -51,11 +51,12 @@ class TextWorldTask(environments.FormTask):
   """One kind of text game, another one each seed; plans are its expert."""
 
   name = "textworld"
+  Config = TextWorldConfig
   has_walkthroughs = True
   _longest_prompt = 12_000
 
   def __init__(self, config: TextWorldConfig | None = None):
-    super().__init__(config or TextWorldConfig())
+    super().__init__(config)
     is_files = self.config.game == _FILES
     package = "textworld" if is_files else "textworld_express"
     need = f"game {self.config.game!r} needs its engine"
@@ -69,8 +70,7 @@ class TextWorldTask(environments.FormTask):
       self._paths[split] = [str(path) for path in found]
       self.episodes[split] = min(size, len(found))
 
-  def make(self, split: str) -> ExpressGame | StoryGame:
-    self.num_episodes(split)  # raises if there is no such split
+  def _make(self, split: str) -> ExpressGame | StoryGame:
     c = self.config
     options = dict(max_steps=c.max_steps, reward=c.reward, pays=c.pays)
     if self._paths:

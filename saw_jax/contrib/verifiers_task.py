@@ -138,8 +138,7 @@ class ConversationTask(worlds.WorldTask):
   def __getstate__(self) -> dict[str, Any]:
     return vars(self) | {"_found": None}
 
-  def make(self, split: str) -> Conversation:
-    self.num_episodes(split)  # raises if there is no such split
+  def _make(self, split: str) -> Conversation:
     self._found = found = self._found or Taskset(self.config)
     limits = (self.config.max_steps, self.config.reward)
     return Conversation(found.env, found.rows[split], found.loop, *limits)

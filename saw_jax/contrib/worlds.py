@@ -8,7 +8,7 @@ from typing import Any
 
 from saw_jax import naming
 from saw_jax.tasks import base, environments
-from saw_jax.tasks.environments import History, Situation
+from saw_jax.tasks.environments import Environment, History, Situation
 
 # Test episodes count their seeds from here: none is one of training.
 TEST_SEEDS = 2**30
@@ -76,6 +76,7 @@ class WorldTask(environments.FormTask):
   keeps_case = True
   _longest_prompt = 12_000
   _module: str  # of the library
+  _world: type[Environment]  # made of the config and a split
   _places: tuple[str, ...] = ()  # options that say where something is defined
 
   def __init__(self, config: WorldConfig):
@@ -98,6 +99,9 @@ class WorldTask(environments.FormTask):
     given = [name for name in self._places if options[name]]
     found = {name: naming.load(options[name]) for name in given}
     return options | {k: naming.place_of(one) for k, one in found.items()}
+
+  def _make(self, split: str) -> Environment:
+    return self._world(self.config, split)
 
   def _is_action(self, text: str) -> bool:
     return bool(text)

@@ -252,20 +252,28 @@ class FormTask(AgentTask):
   The compact form is for policies that start from nothing: each task has a
   tokenizer for it, and a reply is the action and nothing else. A subclass
   writes compact prompts in `_compact(situation, history, shown)`, with the last
-  `shown` steps, and knows in `_is_action(text)` what a compact reply may be.
+  `shown` steps, and knows in `_is_action(text)` what a compact reply may be. It
+  has the class of its config as `Config`, and makes environments in `_make`.
   """
 
+  Config: type
   _role = ""  # what the agent of the English prompts does, ...
   _subject = ""  # ... and what it is to reason about
   _longest_prompt = 10**9  # characters; a longer one goes without history
 
-  def __init__(self, config: Any, episodes: Mapping[str, int] | None = None):
-    self.config = config
+  def __init__(
+    self, config: Any = None, episodes: Mapping[str, int] | None = None
+  ):
+    self.config = config = config or self.Config()
     self.is_compact = getattr(config, "form", "english") == "compact"
     self.max_steps, self.max_return = config.max_steps, config.reward
     if not episodes:
       episodes = {"train": config.num_train, "test": config.num_test}
     self.episodes = episodes
+
+  def make(self, split: str) -> Environment:
+    base.check_split(split, self.episodes)
+    return self._make(split)
 
   def prompts(self, situation: Situation, history: History) -> Iterator[str]:
     write = self._compact if self.is_compact else self._english

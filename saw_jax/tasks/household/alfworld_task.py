@@ -73,10 +73,11 @@ class AlfworldTask(HouseholdTask):
   """Games of ALFWorld, or drawn ones, in its engine."""
 
   name = "alfworld"
+  Config = AlfworldConfig
   has_walkthroughs = True
 
   def __init__(self, config: AlfworldConfig | None = None):
-    super().__init__(config or AlfworldConfig())
+    super().__init__(config)
     if importlib.util.find_spec("alfworld") is None:
       raise ImportError(f"{_NEED}: pip install 'saw_jax[alfworld]'")
     self._drawn = HouseholdTask(self.config)
@@ -89,8 +90,7 @@ class AlfworldTask(HouseholdTask):
         self._paths[split] = found
         self.episodes[split] = min(self.episodes[split], len(found))
 
-  def make(self, split: str) -> Alfworld:
-    self.num_episodes(split)  # raises if there is no such split
+  def _make(self, split: str) -> Alfworld:
     if self._paths:
       read, paths = alfworld_games.read_game, self._paths[split]
       choose = lambda seed: read(paths[seed])  # noqa: E731

@@ -43,16 +43,13 @@ class HouseholdTask(environments.FormTask):
   """Households of ALFWorld's kinds, a new world each seed."""
 
   name = "household"
+  Config = HouseholdConfig
   expert = staticmethod(rules.expert)
   panel = panels.walked
   _role = "acts in the ALFRED embodied environment"
   _subject = "the situation"
 
-  def __init__(self, config: HouseholdConfig | None = None):
-    super().__init__(config or HouseholdConfig())
-
-  def make(self, split: str) -> Household:
-    self.num_episodes(split)  # raises if there is no such split
+  def _make(self, split: str) -> Household:
     c = self.config
 
     def draw(seed: int) -> world.World:

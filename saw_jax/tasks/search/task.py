@@ -138,8 +138,7 @@ class SearchTask(environments.FormTask):
   def category(self, split: str, seed: int) -> str:
     return self._questions[split][seed].source
 
-  def make(self, split: str) -> SearchQuestions:
-    self.num_episodes(split)  # raises if there is no such split
+  def _make(self, split: str) -> SearchQuestions:
     return SearchQuestions(self._library, self._questions[split], self.config)
 
   def panel(self, split: str, count: int) -> list[str]:

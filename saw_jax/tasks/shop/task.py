@@ -94,8 +94,7 @@ class ShopTask(environments.FormTask):
     # larger than what they are made of.
     return type(self), (self.config,)
 
-  def make(self, split: str) -> shop.Shop:
-    self.num_episodes(split)  # raises if there is no such split
+  def _make(self, split: str) -> shop.Shop:
     draw, catalogue = shop_products.draw_instruction, self._catalogue
     instruct = functools.partial(draw, catalogue.products, split)
     if self._instructions:

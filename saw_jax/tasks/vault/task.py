@@ -119,16 +119,13 @@ class VaultTask(environments.FormTask):
   """Rooms whose rules are those of all their episodes, and told nowhere."""
 
   name = "vault"
+  Config = VaultConfig
   expert = staticmethod(_expert)
   panel = panels.walked
   _role = "looks for a thing in a room of locked chests"
   _subject = "which key is of which chest"
 
-  def __init__(self, config: VaultConfig | None = None):
-    super().__init__(config or VaultConfig())
-
-  def make(self, split: str) -> Vault:
-    self.num_episodes(split)  # raises if there is no such split
+  def _make(self, split: str) -> Vault:
     return Vault(split, self.config)
 
   def _english(self, situation: Situation, history: History, shown: int) -> str:
