@@ -40,28 +40,45 @@ DTYPES = (np.float64, np.float32)
 partial = functools.partial
 
 
-def cases(method):
-  """Named cases of a method, with both types."""
-  return [
+def first(method):
+  """The first case of a method, as it is written down."""
+  return next(x for x in GOLDEN["cases"] if x["method"] == method)
+
+
+class Case:
+  """A case with arrays of one type, and how close to it numbers have to be."""
+
+  def __init__(self, case, dtype):
+    self.method, self.dtype = case["method"], dtype
+    self.params, self.want = dict(case["params"]), case["expected"]
+    self.given = {
+      k: np.array(x).astype(bool if "mask" in k else dtype)
+      for k, x in case["inputs"].items()
+    }
+
+  def close(self, found, want):
+    tolerance = GOLDEN["tolerance"][np.dtype(self.dtype).name]
+    assert_allclose(found, np.array(want, float), **tolerance)
+
+
+def golden(*methods):
+  """Runs a test on the cases of methods, with both types."""
+  chosen = [x for x in GOLDEN["cases"] if x["method"] in methods]
+  named = [
     (f"{case['name']}_{dtype.__name__}", case, dtype)
-    for case in GOLDEN["cases"]
-    if case["method"] == method
+    for case in sorted(chosen, key=lambda x: methods.index(x["method"]))
     for dtype in DTYPES
   ]
 
+  def decorate(test):
+    def run(self, case, dtype):
+      with jax.enable_x64(dtype is np.float64):
+        test(self, Case(case, dtype))
 
-def read(case, dtype):
-  """The inputs of a case as arrays, its options and what is expected."""
-  inputs = {k: np.array(x) for k, x in case["inputs"].items()}
-  inputs = {
-    k: x.astype(bool if "mask" in k else dtype) for k, x in inputs.items()
-  }
-  return inputs, case["params"], case["expected"]
+    run.__name__ = test.__name__
+    return parameterized.named_parameters(*named)(run)
 
-
-def close(found, want, dtype):
-  tolerance = GOLDEN["tolerance"][np.dtype(dtype).name]
-  assert_allclose(found, np.array(want, float), **tolerance)
+  return decorate
 
 
 def rewards_of(shape=(6, 4, 3), seed=0):
@@ -70,29 +87,26 @@ def rewards_of(shape=(6, 4, 3), seed=0):
 
 
 class RewardsTest(parameterized.TestCase):
-  @parameterized.named_parameters(*cases("sa_mrpo"))
-  def test_sa_mrpo(self, case, dtype):
-    with jax.enable_x64(dtype is np.float64):
-      given, params, want = read(case, dtype)
-      found = weighting.saturation_weights(
-        given["rewards"],
-        minima=given["minima"],
-        maxima=given["maxima"],
-        priorities=given["weights"],
-        gamma=params["gamma"],
-      )
-      close(found, want["weights"], dtype)
-      parts = [
-        advantages.normalize_groups(part, eps=0.0, ddof=0)
-        for part in np.moveaxis(given["rewards"], -1, 0)
-      ]
-      total = sum(w * part for w, part in zip(found, parts, strict=True))
-      close((total - total.mean()) / total.std(), want["advantages"], dtype)
+  @golden("sa_mrpo")
+  def test_sa_mrpo(self, case):
+    ends = {name: case.given[name] for name in ("minima", "maxima")}
+    found = weighting.saturation_weights(
+      case.given["rewards"],
+      priorities=case.given["weights"],
+      gamma=case.params["gamma"],
+      **ends,
+    )
+    case.close(found, case.want["weights"])
+    parts = [
+      advantages.normalize_groups(part, eps=0.0, ddof=0)
+      for part in np.moveaxis(case.given["rewards"], -1, 0)
+    ]
+    total = sum(w * part for w, part in zip(found, parts, strict=True))
+    case.close((total - total.mean()) / total.std(), case.want["advantages"])
 
   def test_saturation_by_hand_and_at_its_ends(self):
-    (_, case, _), *_ = cases("sa_mrpo_weights")
-    (first, second) = case["inputs"]["saturation"]
-    rewards = np.array([[first, second], [first, second]])
+    case = first("sa_mrpo_weights")
+    rewards = np.array([case["inputs"]["saturation"]] * 2)
     for gamma, want in zip(
       case["params"]["gammas"], case["expected"]["weights"], strict=True
     ):
@@ -110,36 +124,34 @@ class RewardsTest(parameterized.TestCase):
     none = weighting.saturation_weights(rewards, gamma=0.0)
     assert_array_equal(gdpo(none), gdpo(jnp.ones(3)))
 
-  @parameterized.named_parameters(*cases("weight_schedule"))
-  def test_schedule(self, case, dtype):
-    given, _, want = read(case, dtype)
-    with jax.enable_x64(dtype is np.float64):
-      fn = partial(
-        weighting.scheduled_weights,
-        np.zeros((1, 2), dtype),
-        steps=given["anchor_steps"],
-        values=given["anchor_weights"],
-      )
-      close(jax.vmap(fn)(given["steps"].astype(int)), want["weights"], dtype)
-      one = partial(fn, steps=[7], values=[[1.5, 0.5]])
-      assert_array_equal([one(step) for step in (0, 7, 99)], [[1.5, 0.5]] * 3)
+  @golden("weight_schedule")
+  def test_schedule(self, case):
+    fn = partial(
+      weighting.scheduled_weights,
+      np.zeros((1, 2), case.dtype),
+      steps=case.given["anchor_steps"],
+      values=case.given["anchor_weights"],
+    )
+    found = jax.vmap(fn)(case.given["steps"].astype(int))
+    case.close(found, case.want["weights"])
+    one = partial(fn, steps=[7], values=[[1.5, 0.5]])
+    assert_array_equal([one(step) for step in (0, 7, 99)], [[1.5, 0.5]] * 3)
     for wrong in ({"steps": [0, 100, 100]}, {"values": np.ones((3, 3))}):
       with pytest.raises(ValueError, match="rising steps"):
         fn(1, **wrong)
 
-  @parameterized.named_parameters(*cases("dvao"))
-  def test_dvao(self, case, dtype):
-    given, params, want = read(case, dtype)
+  @golden("dvao")
+  def test_dvao(self, case):
+    given, params, want = case.given, case.params, case.want
     rewards, weights = given["rewards"], given["weights"]
-    with jax.enable_x64(dtype is np.float64):
-      found = component_advantages.dvao(rewards, weights, **params)
-      close(found, want["advantages"], dtype)
-      # The paper's own order: weights of the group, of standardised parts.
-      parts = advantages.normalize_groups(np.moveaxis(rewards, -1, 0), **params)
-      close(np.einsum("pk,kpg->pg", want["group_weights"], parts), found, dtype)
-      plain = advantages.grpo(rewards, weights, **params)
-      close(plain, want["reward_combination"], dtype)
-      assert (np.abs(found) <= np.abs(plain) + 1e-6).all()
+    found = component_advantages.dvao(rewards, weights, **params)
+    case.close(found, want["advantages"])
+    # The paper's own order: weights of the group, of standardised parts.
+    parts = advantages.normalize_groups(np.moveaxis(rewards, -1, 0), **params)
+    case.close(np.einsum("pk,kpg->pg", want["group_weights"], parts), found)
+    plain = advantages.grpo(rewards, weights, **params)
+    case.close(plain, want["reward_combination"])
+    assert (np.abs(found) <= np.abs(plain) + 1e-6).all()
 
   def test_dvao_of_one_component_is_grpo_and_noise_gains_weight(self):
     one, ones = rewards_of((6, 4, 1)), jnp.ones(1)
@@ -159,23 +171,16 @@ class RewardsTest(parameterized.TestCase):
     want = component_advantages.dvao(mixed[..., :1], jnp.ones(1))
     assert_allclose(found, want, rtol=1e-6)
 
-  @parameterized.named_parameters(*cases("gd2po"))
-  def test_gd2po(self, case, dtype):
-    given, params, want = read(case, dtype)
-    tau = np.inf if params["tau"] is None else params["tau"]
-    with jax.enable_x64(dtype is np.float64):
-      fn = partial(
-        component_advantages.gd2po,
-        given["rewards"],
-        np.ones(3, dtype),
-        lengths=given["lengths"],
-      )
-      close(fn(tau=tau), want["advantages"], dtype)
-      assert not np.array(fn(tau=tau))[~np.array(want["keep"], bool)].any()
-      gdpo = advantages.gdpo(
-        given["rewards"], np.ones(3, dtype), lengths=given["lengths"]
-      )
-      close(fn(tau=0.0), gdpo, dtype)
+  @golden("gd2po")
+  def test_gd2po(self, case):
+    tau, want = case.params["tau"], case.want
+    given = case.given["rewards"], np.ones(3, case.dtype)
+    lengths = {"lengths": case.given["lengths"]}
+    fn = partial(component_advantages.gd2po, *given, **lengths)
+    found = np.array(fn(tau=np.inf if tau is None else tau))
+    case.close(found, want["advantages"])
+    assert not found[~np.array(want["keep"], bool)].any()
+    case.close(fn(tau=0.0), advantages.gdpo(*given, **lengths))
 
   def test_gd2po_where_little_is_kept(self):
     lengths, fn = np.ones((1, 2)), component_advantages.gd2po
@@ -190,44 +195,37 @@ class RewardsTest(parameterized.TestCase):
     )
     assert_allclose(hard(tau=np.inf), hard(tau=0.0), rtol=1e-6)
 
-  @parameterized.named_parameters(*cases("opmd_advantages"))
-  def test_opmd(self, case, dtype):
-    given, params, want = read(case, dtype)
-    rewards, one = given["rewards"][..., None], np.ones(1, dtype)
-    with jax.enable_x64(dtype is np.float64):
-      found = component_advantages.opmd(rewards, one, **params)
-      close(found, want["logavgexp"], dtype)
-      close(advantages.dr_grpo(rewards, one), want["mean"], dtype)
+  @golden("opmd_advantages")
+  def test_opmd(self, case):
+    rewards, one = case.given["rewards"][..., None], np.ones(1, case.dtype)
+    found = component_advantages.opmd(rewards, one, **case.params)
+    case.close(found, case.want["logavgexp"])
+    case.close(advantages.dr_grpo(rewards, one), case.want["mean"])
     flat = component_advantages.opmd(rewards, one, tau=1e4)
-    assert_allclose(flat, want["mean"], atol=2e-3)
+    assert_allclose(flat, case.want["mean"], atol=2e-3)
 
-  @parameterized.named_parameters(*cases("mo_grpo"))
-  def test_mo_grpo_is_a_name(self, case, dtype):
-    given, _, want = read(case, dtype)
-    with jax.enable_x64(dtype is np.float64):
-      found = advantages.gdpo(given["rewards"], np.ones(3, dtype), whiten=None)
-      close(found, want["advantages"], dtype)
+  @golden("mo_grpo")
+  def test_mo_grpo_is_a_name(self, case):
+    ones = np.ones(3, case.dtype)
+    found = advantages.gdpo(case.given["rewards"], ones, whiten=None)
+    case.close(found, case.want["advantages"])
 
-
-@pytest.mark.parametrize(
-  ("case", "dtype"), [c[1:] for c in cases("constrained_grpo")]
-)
-def test_constrained_grpo(case, dtype):
-  """A reward of 1 - C with a target of 1 - d is the constraint C <= d."""
-  given, params, want = read(case, dtype)
-  kept = 1 - given["costs"]
-  rewards = np.concatenate([given["rewards"][..., None], kept], -1)
-  weights = np.array([1.0, *given["multipliers"]], dtype)
-  targets = np.array([np.nan, *(1 - given["thresholds"])], dtype)
-  options = dict(targets=targets, rate=params["dual_lr"])
-  with jax.enable_x64(dtype is np.float64):
+  @golden("constrained_grpo")
+  def test_constrained_grpo(self, case):
+    """A reward of 1 - C with a target of 1 - d is the constraint C <= d."""
+    given, want, dtype = case.given, case.want, case.dtype
+    kept = 1 - given["costs"]
+    rewards = np.concatenate([given["rewards"][..., None], kept], -1)
+    weights = np.array([1.0, *given["multipliers"]], dtype)
+    targets = np.array([np.nan, *(1 - given["thresholds"])], dtype)
+    options = dict(targets=targets, rate=case.params["dual_lr"])
     found = algorithms.ADVANTAGES["mo_grpo"](rewards, weights)
-    close(found, want["advantages"], dtype)
+    case.close(found, want["advantages"])
     move = partial(weighting.dual_weights, rewards, **options)
-    close(move(1, weights), [1.0, *want["next_multipliers"]], dtype)
+    case.close(move(1, weights), [1.0, *want["next_multipliers"]])
     # A run begins with multipliers of 0, whatever a state has before it.
     short = targets[1:] - kept.mean((0, 1))
-    close(move(0, weights), [1.0, *(0.5 * short).clip(0)], dtype)
+    case.close(move(0, weights), [1.0, *(0.5 * short).clip(0)])
     bounds = move(1, np.array([7.0, 11.0, -1.0], dtype), most=2.0)
     assert_array_equal(bounds, [1, 2, 0])
     unseen = np.ones(rewards.shape, bool)
@@ -296,6 +294,14 @@ def arrays_of(given):
   }
 
 
+def one_token(ratio, advantage=1.0, **more):
+  """A token whose probability is this many times that of the policy before."""
+  zero, one = np.zeros((1, 1)), np.ones((1, 1), bool)
+  arrays = dict(log_probs=np.log(zero + ratio), completion_mask=one, **more)
+  arrays |= dict(old_log_probs=zero, behave_log_probs=zero)
+  return arrays | {"advantages": np.array([advantage])}
+
+
 def value_and_grad(loss, arrays):
   """A loss and its gradient with respect to the current log-probs."""
   return jax.value_and_grad(
@@ -304,45 +310,39 @@ def value_and_grad(loss, arrays):
 
 
 class LossTest(parameterized.TestCase):
-  @parameterized.named_parameters(
-    case for name in LOSSES for case in cases(name)
-  )
-  def test_losses_and_gradients(self, case, dtype):
-    given, params, want = read(case, dtype)
-    loss, names = LOSSES[case["method"]]
+  @golden(*LOSSES)
+  def test_losses_and_gradients(self, case):
+    params, want = case.params, case.want
+    loss, names = LOSSES[case.method]
     names = names if isinstance(names, dict) else {name: name for name in names}
     options = {new: params[old] for old, new in names.items()}
     if params.get("agg") in AGGREGATES:
       options["aggregate"] = AGGREGATES[params["agg"]]
     if "bounds" in params:
       options["floor"], options["cap"] = params["bounds"]
-    with jax.enable_x64(dtype is np.float64):
-      arrays = arrays_of(given)
-      found, gradient = value_and_grad(partial(loss, **options), arrays)
-      close(found, want["loss"], dtype)
-      close(gradient, want["grad_logp"], dtype)
-      assert not np.array(gradient)[~arrays["completion_mask"]].any()
-      if "prox_logp" in want:
-        behave, mask = arrays["behave_log_probs"], arrays["completion_mask"]
-        near = trust_regions.near_policy(
-          arrays["log_probs"], behave, arrays["lags"]
-        )
-        close(near[mask], np.array(want["prox_logp"])[mask], dtype)
-        total = lambda *x: trust_regions.near_policy(*x).sum()  # noqa: E731
-        given = arrays["log_probs"], behave, arrays["lags"]
-        assert not np.any(jax.grad(total, argnums=(0, 1))(*given))
+    arrays = arrays_of(case.given)
+    found, gradient = value_and_grad(partial(loss, **options), arrays)
+    case.close(found, want["loss"])
+    case.close(gradient, want["grad_logp"])
+    mask = arrays["completion_mask"]
+    assert not np.array(gradient)[~mask].any()
+    if "prox_logp" in want:
+      fn, names = trust_regions.near_policy, ("log_probs", "behave_log_probs")
+      given = [arrays[name] for name in (*names, "lags")]
+      case.close(fn(*given)[mask], np.array(want["prox_logp"])[mask])
+      total = lambda *x: fn(*x).sum()  # noqa: E731
+      assert not np.any(jax.grad(total, argnums=(0, 1))(*given))
 
-  @parameterized.named_parameters(*cases("importance_weights"))
-  def test_weights_within_bounds(self, case, dtype):
-    given, params, want = read(case, dtype)
-    with jax.enable_x64(dtype is np.float64):
-      ratio = algorithms.RATIOS[params["level"]]
-      w = ratio(given["old_logp"], given["behave_logp"], given["mask"])
-      outside = {"mask": stale_losses.drop}.get(
-        params["mode"], stale_losses.truncate
-      )
-      w = outside(w, w, params["low"] or 0.0, params["high"])
-      close(np.where(given["mask"], w, 0), want["weights"], dtype)
+  @golden("importance_weights")
+  def test_weights_within_bounds(self, case):
+    given, params = case.given, case.params
+    ratio = algorithms.RATIOS[params["level"]]
+    w = ratio(given["old_logp"], given["behave_logp"], given["mask"])
+    outside = {"mask": stale_losses.drop}.get(
+      params["mode"], stale_losses.truncate
+    )
+    w = outside(w, w, params["low"] or 0.0, params["high"])
+    case.close(np.where(given["mask"], w, 0), case.want["weights"])
 
   def test_what_is_beyond_a_bound_counts_below_and_its_ends_are_kept(self):
     d = np.log(np.array([[0.5, 5.0, 0.49, 5.01, 1.0]]))
@@ -379,15 +379,8 @@ class LossTest(parameterized.TestCase):
     for ratio, a in ((1.3, 1.0), (0.7, -1.0)):
       tau = 1.0 if a > 0 else 3.0
       s = 1 / (1 + np.exp(-tau * (ratio - 1)))
-      _, found = value_and_grad(
-        partial(trust_regions.sapo_loss, tau_neg=3.0),
-        dict(
-          log_probs=np.log(np.array([[ratio]])),
-          old_log_probs=np.zeros((1, 1)),
-          advantages=np.array([a]),
-          completion_mask=np.ones((1, 1), bool),
-        ),
-      )
+      loss = partial(trust_regions.sapo_loss, tau_neg=3.0)
+      _, found = value_and_grad(loss, one_token(ratio, a))
       want = -a * 4 * s * (1 - s) * ratio
       assert_allclose(found[0, 0], want, rtol=1e-5)
       assert abs(want) < ratio
@@ -405,16 +398,9 @@ class LossTest(parameterized.TestCase):
       assert_allclose(one, other, rtol=1e-5, atol=1e-7)
     # A clip of ε at lag 3 is (1 + ε)³ of the ratio to the sampler.
     for ratio, has in ((1.1**3 - 1e-3, True), (1.1**3 + 1e-3, False)):
-      _, gradient = value_and_grad(
-        partial(trust_regions.a3po_loss, clip_high=0.1),
-        dict(
-          log_probs=np.log(np.array([[ratio]])),
-          behave_log_probs=np.zeros((1, 1)),
-          lags=np.array([3]),
-          advantages=np.ones(1),
-          completion_mask=np.ones((1, 1), bool),
-        ),
-      )
+      loss = partial(trust_regions.a3po_loss, clip_high=0.1)
+      given = one_token(ratio, lags=np.array([3]))
+      _, gradient = value_and_grad(loss, given)
       assert np.any(gradient) == has
 
   def test_the_quadratic_is_least_where_it_says(self):
@@ -440,42 +426,36 @@ class TrustMaskTest(parameterized.TestCase):
     fn = partial((algorithms.KEEPS | algorithms.STEP_SIZES)[name], **options)
     return np.array(naming.supply(fn, log_ratios=d, advantages=a, mask=mask))
 
-  @parameterized.named_parameters(
-    *cases("m2po_mask"), *cases("m2po_official_clip")
-  )
-  def test_m2po(self, case, dtype):
-    given, params, want = read(case, dtype)
+  @golden("m2po_mask", "m2po_official_clip")
+  def test_m2po(self, case):
+    params, want = case.params, case.want
     name, options = "m2po", {"budget": params["tau"]}
     if "keep" not in want:
       name, ends = "m2po_bounds", ("low", "high")
       options |= {f"least_{x}": params[f"miniclip_{x}"] or 0.0 for x in ends}
-    with jax.enable_x64(dtype is np.float64):
-      kept = self.keep(name, given, **options)
-      if "keep" in want:
-        assert_array_equal(kept, np.array(want["keep"], bool))
-      arrays = arrays_of(given)
-      a, mask = arrays["advantages"], arrays["completion_mask"]
-      arrays["advantages"] = losses.token_advantages(a, mask) * kept
-      arrays["old_log_probs"] = arrays["behave_log_probs"]
-      loss = trust_regions.importance_loss
-      found, gradient = value_and_grad(loss, arrays)
-      # A clip has a value, but no gradient, where a mask has neither.
-      close(gradient, want["grad_logp"], dtype)
-      if "keep" in want:
-        close(found, want["loss"], dtype)
+    kept = self.keep(name, case.given, **options)
+    arrays = arrays_of(case.given)
+    a, mask = arrays["advantages"], arrays["completion_mask"]
+    arrays["advantages"] = losses.token_advantages(a, mask) * kept
+    arrays["old_log_probs"] = arrays["behave_log_probs"]
+    loss = trust_regions.importance_loss
+    found, gradient = value_and_grad(loss, arrays)
+    # A clip has a value, but no gradient, where a mask has neither.
+    case.close(gradient, want["grad_logp"])
+    if "keep" in want:
+      assert_array_equal(kept, np.array(want["keep"], bool))
+      case.close(found, want["loss"])
 
-  @parameterized.named_parameters(*cases("m2po_areal_mask"))
-  def test_areals_form(self, case, dtype):
-    given, params, want = read(case, dtype)
-    kept = self.keep("m2po_all", given, budget=params["tau"])
-    assert_array_equal(kept, np.array(want["keep"], bool))
+  @golden("m2po_areal_mask")
+  def test_areals_form(self, case):
+    kept = self.keep("m2po_all", case.given, budget=case.params["tau"])
+    assert_array_equal(kept, np.array(case.want["keep"], bool))
 
-  @parameterized.named_parameters(*cases("off_policy_sequence_mask"))
-  def test_likely_responses(self, case, dtype):
-    given, params, want = read(case, dtype)
-    kept = self.keep("off_policy_sequence", given, delta=params["delta"])
-    rows = np.array(want["keep"], bool)[:, None]
-    assert_array_equal(kept, given["mask"] & rows)
+  @golden("off_policy_sequence_mask")
+  def test_likely_responses(self, case):
+    kept = self.keep("off_policy_sequence", case.given, **case.params)
+    rows = np.array(case.want["keep"], bool)[:, None]
+    assert_array_equal(kept, case.given["mask"] & rows)
 
   def test_ends_of_the_budget(self):
     rng = np.random.default_rng(2)
@@ -534,7 +514,7 @@ class TrustMaskTest(parameterized.TestCase):
     assert_allclose(found, call(*given.values()), rtol=1e-5)
 
   def test_effective_samples(self):
-    (_, case, _), *_ = cases("vcpo_ess")
+    case = first("vcpo_ess")
     sums, want = np.array(case["inputs"]["log_ratio_sums"]), case["expected"]
     with jax.enable_x64(True):
 
@@ -556,29 +536,27 @@ class TrustMaskTest(parameterized.TestCase):
 
 
 class BraceTest(parameterized.TestCase):
-  @parameterized.named_parameters(*cases("brace"))
-  def test_brace(self, case, dtype):
-    given, params, want = read(case, dtype)
-    params = dict(params)
-    window, values = params.pop("k"), given["values"]
+  @golden("brace")
+  def test_brace(self, case):
+    given, want = case.given, case.want
+    window, values = case.params.pop("k"), given["values"]
     paid = np.zeros_like(values)
     paid[-1] = given["reward"]
-    fn = partial(step_advantages.brace, window=window, **params)
-    with jax.enable_x64(dtype is np.float64):
-      found = fn(paid, values, given["ratios"], np.ones_like(values))
-      close(found[0], want["advantages"], dtype)
-      close(found[1], want["targets"], dtype)
-      # Beside a longer episode, with garbage where no step was taken.
-      pad = lambda x: np.stack([np.pad(x, (0, 2)), np.pad(x, (2, 0))])  # noqa: E731
-      taken = pad(np.ones_like(values)).astype(bool)
-      taken[1] = True
-      rows = [pad(x) for x in (paid, values, given["ratios"])]
-      dirty = [np.where(taken, x, np.nan) for x in rows]
-      for kind, one in zip(
-        ("advantages", "targets"), fn(*dirty, taken), strict=True
-      ):
-        close(one[0, :-2], want[kind], dtype)
-        assert_array_equal(one[0, -2:], 0)
+    fn = partial(step_advantages.brace, window=window, **case.params)
+    found = fn(paid, values, given["ratios"], np.ones_like(values))
+    case.close(found[0], want["advantages"])
+    case.close(found[1], want["targets"])
+    # Beside a longer episode, with garbage where no step was taken.
+    pad = lambda x: np.stack([np.pad(x, (0, 2)), np.pad(x, (2, 0))])  # noqa: E731
+    taken = pad(np.ones_like(values)).astype(bool)
+    taken[1] = True
+    rows = [pad(x) for x in (paid, values, given["ratios"])]
+    dirty = [np.where(taken, x, np.nan) for x in rows]
+    for kind, one in zip(
+      ("advantages", "targets"), fn(*dirty, taken), strict=True
+    ):
+      case.close(one[0, :-2], want[kind])
+      assert_array_equal(one[0, -2:], 0)
 
   def test_brace_on_the_policy_is_the_reward_and_a_window_hides_what_is_beyond(
     self,
@@ -605,22 +583,18 @@ class BraceTest(parameterized.TestCase):
 
 
 class LabelsTest(parameterized.TestCase):
-  @parameterized.named_parameters(*cases("trapo"))
-  def test_trapo(self, case, dtype):
-    given, params, want = read(case, dtype)
-    with jax.enable_x64(dtype is np.float64):
-      known, curves = given["reference"], given["unlabelled"]
-      found = trajectories.curve_scores(known, curves)
-      close(found, want["scores"], dtype)
-      one = [trajectories.curve_scores(x[None], curves) for x in known]
-      close(one, want["similarity"], dtype)
-      scaled = trajectories.curve_scores(3 * known + 1, 0.2 * curves - 1)
-      close(scaled, want["scores"], dtype)
-      chosen = trajectories.trusted(
-        found, top=params["top"], threshold=params["threshold"]
-      )
-      assert np.flatnonzero(chosen).tolist() == sorted(want["selected"])
-      assert not trajectories.curve_scores(known[:, :1], curves[:, :1]).any()
+  @golden("trapo")
+  def test_trapo(self, case):
+    known, curves = case.given["reference"], case.given["unlabelled"]
+    score, want = trajectories.curve_scores, case.want
+    found = score(known, curves)
+    case.close(found, want["scores"])
+    case.close([score(x[None], curves) for x in known], want["similarity"])
+    case.close(score(3 * known + 1, 0.2 * curves - 1), want["scores"])
+    limits = {name: case.params[name] for name in ("top", "threshold")}
+    chosen = trajectories.trusted(found, **limits)
+    assert np.flatnonzero(chosen).tolist() == sorted(want["selected"])
+    assert not score(known[:, :1], curves[:, :1]).any()
 
   def test_curves_of_any_length(self):
     up, down, flat = [0.1, 0.2, 0.9, 0.0], [0.9, 0.5, 0.1], [0.3] * 3
@@ -637,7 +611,7 @@ class LabelsTest(parameterized.TestCase):
     )
 
   def test_a_tie_is_no_vote(self):
-    (_, case, _), *_ = cases("trapo_pseudo_labels")
+    case = first("trapo_pseudo_labels")
     found = trajectories.vote_pass_rates(
       np.stack([data.answer_ids([row])[0] for row in case["inputs"]["answers"]])
     )
@@ -646,7 +620,7 @@ class LabelsTest(parameterized.TestCase):
     assert_allclose(one, [1, 0])
 
   def test_echos_divisors(self):
-    (_, case, _), *_ = cases("echo")
+    case = first("echo")
     log_probs, every, trained = map(np.array, case["inputs"].values())
     # A warning is not learned from, and stays in the length but for prime-rl.
     log_probs = np.where(trained, log_probs, 0)
