@@ -1,8 +1,10 @@
 """A store in a folder: whole objects, no rename, no append, and a fuse."""
 
+import os
 import pathlib
 import runpy
 import sys
+import time
 
 import fsspec
 from etils.epath import backend
@@ -52,8 +54,20 @@ def install(root):
   return FakeStore.root
 
 
+def slow_second(make=os.mkdir):
+  """Has the second host be late with the folder of the first checkpoint."""
+
+  def late(path, *how, **options):
+    if str(path).endswith("/1.orbax-checkpoint-tmp"):
+      time.sleep(5 * ("--process_id=1" in sys.argv))
+    make(path, *how, **options)
+
+  os.mkdir = late
+
+
 if __name__ == "__main__":  # python -m tests.store_fake ROOT python SCRIPT ...
   install(sys.argv[1])
   sys.argv = sys.argv[3:]
+  slow_second()
   sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
   runpy.run_path(sys.argv[0], run_name="__main__")

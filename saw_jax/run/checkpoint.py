@@ -96,6 +96,10 @@ class Checkpointer:
         # files that no other one writes. All of them together are whole.
         each = ocp.options.MultiprocessingOptions(primary_host=None)
         options.multiprocessing_options = each
+        # Hosts tell each other that a folder is there, but it is another's.
+        options.async_options = ocp.options.AsyncOptions(
+          create_directories_asynchronously=False
+        )
         arrays = ocp.StandardCheckpointHandler(
           multiprocessing_options=each, use_ocdbt=False
         )
