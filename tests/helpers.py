@@ -24,6 +24,7 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import learner, sections, session
 from saw_jax.tasks import base
+from saw_jax.training import batch as batch_lib
 from saw_jax.training import objective, optimizer, parallel
 from saw_jax.training.batch import TrainBatch
 
@@ -282,6 +283,17 @@ def make_learner(made, seeds=(0,)):
   """A learner of an experiment that has just begun."""
   policy = experiment_lib.Policy(made, len(seeds))
   return learner.Learner(policy, seeds, session.Clock())
+
+
+def apart(policy, sampled):
+  """How far from the trainer's the log-probs of sampled tokens are."""
+  how = {"temperature": 1.0, "chunk_size": 64}
+  forward = objective.make_forward(policy.decoder, **how)
+  zeros = np.zeros(sampled.starts.shape, np.float32)
+  made = batch_lib.make_batch(sampled, zeros), policy.params
+  rows, params = jax.tree.map(lambda x: x[0], made)
+  found = forward(params, rows).log_probs - rows.behave_log_probs
+  return np.abs(np.asarray(found))[rows.completion_mask]
 
 
 def begun(directory=None):

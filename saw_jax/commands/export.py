@@ -46,11 +46,7 @@ def export(
     document = build.open_checkpoint(run).document if run.checkpoint else None
   with command_line.checking_input():
     files = pretrained.save_checkpoint(
-      output,
-      params,
-      experiment.decoder,
-      document=document,
-      dtype=dtype,
+      output, params, experiment.decoder, document=document, dtype=dtype
     )
   experiment.tokenizer.save(output)
   print(f"seed {seed}, step {step}: {len(files)} files in {output}")

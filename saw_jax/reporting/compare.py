@@ -99,8 +99,7 @@ class _Run:
 
 
 def compare(
-  directories: Sequence[str | os.PathLike],
-  metrics: Sequence[str] | None = None,
+  directories: Sequence[str | os.PathLike], metrics: Sequence[str] | None = None
 ) -> Comparison:
   """Compares each run with the first, seed by seed; they have one task.
 

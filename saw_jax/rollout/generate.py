@@ -93,10 +93,7 @@ def make_generate(
 
 
 def make_turn(
-  decoder_config: DecoderConfig,
-  config: GenerateConfig,
-  *,
-  lanes: bool = False,
+  decoder_config: DecoderConfig, config: GenerateConfig, *, lanes: bool = False
 ) -> Callable[..., tuple[Transcript, cache_lib.KVCache | None]]:
   """Makes a sampler that gives what it has read, and goes on from it.
 

@@ -16,13 +16,7 @@ from saw_jax import algorithms, naming
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.models.hub import pretrained
-from saw_jax.run import (
-  checkpoint,
-  checks,
-  registry,
-  run_directory,
-  warm_start,
-)
+from saw_jax.run import checkpoint, checks, registry, run_directory, warm_start
 from saw_jax.run import config as config_lib
 from saw_jax.run.experiment import kind_of, param_shardings, restore
 from saw_jax.run.loop import train as train

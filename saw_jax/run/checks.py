@@ -277,7 +277,7 @@ def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
   over = f"do not split over the {num_shards} devices that have rows"
   found = {
     f"the {prompts} prompts that are sampled at a time (loop.prompts_per_step "
-    f"by rollout.length_groups) {over}": prompts % num_shards > 0,
+    f"by rollout.length_groups) {over}": prompts % num_shards > 0
   }
   if made.method.per_step:  # whose rows are filled up
     return found | {

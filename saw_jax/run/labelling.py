@@ -21,14 +21,7 @@ import optax
 
 from saw_jax.annotate import ledger as ledger_lib
 from saw_jax.annotate import questions, sources
-from saw_jax.labels import (
-  care,
-  certainty,
-  gap,
-  replay,
-  selection,
-  voting,
-)
+from saw_jax.labels import care, certainty, gap, replay, selection, voting
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import rollouts
 from saw_jax.run.curves import Curves

@@ -161,10 +161,7 @@ def make_update(
   before the batch is split.
   """
   gradient_of = make_gradient(
-    objective,
-    num_microbatches=num_microbatches,
-    merge=merge,
-    by_term=by_term,
+    objective, num_microbatches=num_microbatches, merge=merge, by_term=by_term
   )
 
   def update(state, batch, base=None, *, axis_name=None):

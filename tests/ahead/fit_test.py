@@ -8,13 +8,7 @@ import jax
 import pytest
 
 from experiments import scale_page
-from saw_jax.ahead import (
-  compiled,
-  footprint,
-  programs,
-  report,
-  topology,
-)
+from saw_jax.ahead import compiled, footprint, programs, report, topology
 from saw_jax.algorithms import AlgorithmConfig, KLConfig
 from saw_jax.models import decoder
 from saw_jax.models.lora import LoraConfig

@@ -176,11 +176,7 @@ def test_games_are_found_at_any_depth(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "make",
-  [
-    lambda: games.ExpressGame("coin"),
-    lambda: games.StoryGame([]),
-  ],
+  "make", [lambda: games.ExpressGame("coin"), lambda: games.StoryGame([])]
 )
 def test_without_the_packages_the_extra_is_named(monkeypatch, make):
   for name in ("py4j", "textworld", "textworld_express"):

@@ -29,8 +29,6 @@ from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import engines, loop, registry, rollouts
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import policy as policy_lib
-from saw_jax.training import batch as batch_lib
-from saw_jax.training import objective
 from tests import helpers
 
 PYTHON = os.environ.get("SAW_JAX_VLLM", "")
@@ -179,16 +177,6 @@ def opened(folder, *urls, sections=None, **options):
   policy.engine.close()
 
 
-def trainers(policy, sampled):
-  forward = objective.make_forward(
-    policy.decoder, temperature=1.0, chunk_size=64
-  )
-  zeros = np.zeros(sampled.starts.shape, np.float32)
-  batch = jax.tree.map(lambda x: x[0], batch_lib.make_batch(sampled, zeros))
-  own = jax.tree.map(lambda x: x[0], policy.params)
-  return np.asarray(forward(own, batch).log_probs), batch.completion_mask
-
-
 def compared(policy, native, bound=BOUND):
   """Likeliest rows, which are ours, and some drawn, by their log-probs, too."""
   greedy, drawn = run(policy, True), run(policy, False)
@@ -200,8 +188,7 @@ def compared(policy, native, bound=BOUND):
       pair = (x.behave_log_probs[0, row, at] for x in (greedy, expected))
       np.testing.assert_allclose(*pair, atol=bound)
   assert same.all(-1).mean() > 0.9
-  found, mask = trainers(policy, drawn)
-  apart = np.abs(found - drawn.behave_log_probs[0])[mask]
+  apart = helpers.apart(policy, drawn)
   print("apart", apart.mean(), apart.max(), "greedy rows", same.all(-1).mean())
   assert apart.max() < bound
   return greedy, drawn
@@ -332,18 +319,12 @@ class TestTheThirdServer:
       servers[2].url, sections={"decoder": LLAMA, "params": weights}
     )
     if not has_head:
-      monkeypatch.setattr(
-        engines,
-        "export",
-        lambda given, made, folder: pretrained.save_checkpoint(
-          folder, given, LLAMA, dtype="float32"
-        ),
-      )
+      save = pretrained.save_checkpoint
+      write = lambda x, _, folder: save(folder, x, LLAMA, dtype="float32")  # noqa: E731
+      monkeypatch.setattr(engines, "export", write)
     policy = policy_lib.Policy(made, 1, tmp_path)
     if has_head:
-      drawn = run(policy, False)
-      found, mask = trainers(policy, drawn)
-      assert np.abs(found - drawn.behave_log_probs[0])[mask].max() < BOUND
+      assert helpers.apart(policy, run(policy, False)).max() < BOUND
     else:
       with pytest.raises(EngineError, match="tied head"):
         run(policy, False)

@@ -3,16 +3,21 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax.rollout import generate, paged, pages, refill
+from saw_jax.rollout import paged, pages, refill
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
-from tests import helpers
-from tests.rollout.generate_test import CONFIG, EOS, params_of
-from tests.rollout.refill_test import S, assert_same, prompts_of, slow
+from tests.rollout.generate_test import CONFIG, EOS
+from tests.rollout.refill_test import (
+  S,
+  assert_lanes_are_calls,
+  assert_same,
+  at_once,
+  give_many_stages,
+  slow,
+)
 
 WINDOWS = dataclasses.replace(CONFIG, windows=(3, 0))
 
@@ -33,22 +38,17 @@ class Watched(paged.Paged):
 
 def compare(num_prompts, held, num_slots, num_pages, *, period=1, **changes):
   """Samples both ways; returns lengths, and how many rows were turned out."""
-  config = changes.pop("config", CONFIG)
-  settings = {"max_new_tokens": 11, "group_size": 3, "eos_ids": EOS} | changes
-  at_once = GenerateConfig(**({"page_size": 4} | settings))
-  prompts = prompts_of(num_prompts)
-  keys = generate.row_keys(
-    jax.random.key(3), 1, prompts.ids, at_once.group_size
-  )
-  expected = generate.make_generate(config, at_once)(params_of(), prompts, keys)
-  sampler = Watched(config, at_once, num_slots, held, num_pages, period)
+  config = changes.get("config", CONFIG)
+  changes = {"page_size": 4} | changes
+  settings, asked, expected = at_once(num_prompts, **changes)
+  sampler = Watched(config, settings, num_slots, held, num_pages, period)
   sampler.out = []
 
   @jax.jit
   def sample(*args):
     return sampler(*args), sampler.book
 
-  found, book = jax.block_until_ready(sample(params_of(), prompts, keys))
+  found, book = jax.block_until_ready(sample(*asked))
   jax.effects_barrier()
   assert_same(found, expected)
   assert int(book.count) == num_pages  # All pages are free again, once.
@@ -77,11 +77,7 @@ def compare(num_prompts, held, num_slots, num_pages, *, period=1, **changes):
 def test_pages_change_no_token(
   monkeypatch, num_prompts, held, num_slots, num_pages, is_turned, changes
 ):
-  def stages(size, new):  # as many as long completions have
-    parts = new // 3, new // 2, new
-    return sorted({min(new - 1, max(1, part)) for part in parts})
-
-  monkeypatch.setattr(generate, "stages", stages)
+  give_many_stages(monkeypatch)
   lengths, turned = compare(num_prompts, held, num_slots, num_pages, **changes)
   if is_turned is not None:
     assert bool(turned) == is_turned
@@ -90,24 +86,9 @@ def test_pages_change_no_token(
 
 
 def test_each_lane_is_a_call_of_its_own():
-  config = dataclasses.replace(CONFIG, scan_layers=True)
   settings = GenerateConfig(11, 3, EOS, cache_tokens=70, page_size=4)
   assert paged.room(settings, 4, S) == (3, 1, 16)
-  prompts, seeds = prompts_of(4), (0, 1)
-  keys = [
-    generate.row_keys(jax.random.key(seed), 0, prompts.ids, 3) for seed in seeds
-  ]
-  stack = lambda *own: jnp.stack(own)  # noqa: E731
-  lanes = jax.tree.map(
-    stack, *[(helpers.stack_layers(params_of(seed)), prompts) for seed in seeds]
-  )
-  sample = refill.make_generate(config, settings, lanes=True)
-  found = sample(*lanes, jnp.stack(keys))
-  at_once = dataclasses.replace(settings, cache_tokens=0)
-  sample = generate.make_generate(CONFIG, at_once)
-  for seed in seeds:
-    own = jax.tree.map(lambda x, seed=seed: x[seed], found)
-    assert_same(own, sample(params_of(seed), prompts, keys[seed]))
+  assert_lanes_are_calls(settings, seeds=(0, 1))
 
 
 @pytest.mark.parametrize(

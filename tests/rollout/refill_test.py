@@ -33,35 +33,58 @@ def assert_same(found, expected):
       np.testing.assert_allclose(*values, rtol=0, atol=1e-5, err_msg=name)
 
 
-def compare(
-  num_prompts,
-  held,
-  num_slots,
-  period,
-  *,
-  config=CONFIG,
-  sampled=None,
-  **changes,
-):
-  """Samples both ways; returns the completions' lengths."""
-  settings = {"max_new_tokens": 11, "group_size": 3, "eos_ids": EOS} | changes
-  at_once = GenerateConfig(**settings)
-  few = dataclasses.replace(at_once, cache_tokens=1)
+def at_once(num_prompts, *, config=CONFIG, sampled=None, **changes):
+  """Settings, what a sampler is given, and what it gives for all at once."""
+  made = {"max_new_tokens": 11, "group_size": 3, "eos_ids": EOS} | changes
+  settings = GenerateConfig(**made)
   prompts = prompts_of(num_prompts).replace(sampled=sampled)
-  keys = generate.row_keys(
-    jax.random.key(3), 1, prompts.ids, at_once.group_size
-  )
-  expected = generate.make_generate(config, at_once)(params_of(), prompts, keys)
+  key, size = jax.random.key(3), settings.group_size
+  asked = params_of(), prompts, generate.row_keys(key, 1, prompts.ids, size)
+  return settings, asked, generate.make_generate(config, settings)(*asked)
+
+
+def compare(num_prompts, held, num_slots, period, *, config=CONFIG, **changes):
+  """Samples both ways; returns the completions' lengths."""
+  settings, asked, expected = at_once(num_prompts, config=config, **changes)
+  few = dataclasses.replace(settings, cache_tokens=1)
   with mock.patch.object(refill, "slots", lambda *_: (num_slots, held)):
-    found = refill.make_generate(config, few, period=period)(
-      params_of(), prompts, keys
-    )
+    found = refill.make_generate(config, few, period=period)(*asked)
   assert_same(found, expected)
   return np.asarray(found.completion_lengths)
 
 
 def slow(*values):
   return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def give_many_stages(monkeypatch):
+  """Has short completions sampled in as many stages as long ones are."""
+
+  def stages(size, new):
+    parts = new // 3, new // 2, new
+    return sorted({min(new - 1, max(1, part)) for part in parts})
+
+  monkeypatch.setattr(generate, "stages", stages)
+
+
+def assert_lanes_are_calls(settings, seeds):
+  """Each lane of three samples of four prompts is a call of its own."""
+  config = dataclasses.replace(CONFIG, scan_layers=True)
+  prompts = prompts_of(4)
+  keys = [
+    generate.row_keys(jax.random.key(seed), 0, prompts.ids, 3) for seed in seeds
+  ]
+  stack = lambda *own: jax.numpy.stack(own)  # noqa: E731
+  lanes = jax.tree.map(
+    stack, *[(helpers.stack_layers(params_of(seed)), prompts) for seed in seeds]
+  )
+  sample = refill.make_generate(config, settings, lanes=True)
+  found = sample(*lanes, stack(*keys))
+  free = dataclasses.replace(settings, cache_tokens=0)
+  sample = generate.make_generate(CONFIG, free)
+  for seed in seeds:
+    own = jax.tree.map(lambda x, seed=seed: x[seed], found)
+    assert_same(own, sample(params_of(seed), prompts, keys[seed]))
 
 
 @pytest.mark.parametrize(
@@ -83,12 +106,7 @@ def slow(*values):
 def test_slots_change_no_token(
   monkeypatch, num_prompts, held, num_slots, period, changes
 ):
-  def stages(size, new):  # as many as long completions have
-    return sorted(
-      {min(new - 1, max(1, part)) for part in (new // 3, new // 2, new)}
-    )
-
-  monkeypatch.setattr(generate, "stages", stages)
+  give_many_stages(monkeypatch)
   lengths = compare(num_prompts, held, num_slots, period, **changes)
   most = changes.get("max_new_tokens", 11)
   if changes.get("eos_ids", EOS) and most > 2:
@@ -103,24 +121,8 @@ def test_windows_are_of_tokens_and_keys_go_on_from_earlier_parts():
 
 
 def test_each_lane_is_a_call_of_its_own():
-  config = dataclasses.replace(CONFIG, scan_layers=True)
   settings = GenerateConfig(11, 3, EOS, cache_tokens=4 * 15 + 4 * 5)
-  prompts, seeds = prompts_of(4), (0, 1, 2)
-  keys = [
-    generate.row_keys(jax.random.key(seed), 0, prompts.ids, 3) for seed in seeds
-  ]
-  stack = lambda *own: jax.numpy.stack(own)  # noqa: E731
-  lanes = jax.tree.map(
-    stack, *[(helpers.stack_layers(params_of(seed)), prompts) for seed in seeds]
-  )
-  found = refill.make_generate(config, settings, lanes=True)(
-    *lanes, jax.numpy.stack(keys)
-  )
-  at_once = dataclasses.replace(settings, cache_tokens=0)
-  sample = generate.make_generate(CONFIG, at_once)
-  for seed in seeds:
-    own = jax.tree.map(lambda x, seed=seed: x[seed], found)
-    assert_same(own, sample(params_of(seed), prompts, keys[seed]))
+  assert_lanes_are_calls(settings, seeds=(0, 1, 2))
 
 
 @pytest.mark.parametrize(

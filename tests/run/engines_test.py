@@ -19,13 +19,12 @@ from saw_jax.run import engines, loop, rollouts, run_directory
 from saw_jax.run import experiment as experiment_lib
 from saw_jax.run import policy as policy_lib
 from saw_jax.tasks.workers.grading import Grader
-from saw_jax.training import batch as batch_lib
-from saw_jax.training import objective
 from tests import agent_helpers, engine_fake, helpers
 
 SPO = algorithms.AlgorithmConfig(advantage="dr_grpo", loss="spo")
 GRPO = algorithms.AlgorithmConfig(advantage="grpo", loss="tis")
 FAST = {"patience_s": 5.0, "deadline_s": 5.0}
+PROCESS = {"actor_kind": "process"}
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +40,7 @@ def fake():
   found.stop()
 
 
-@pytest.fixture
-def other():
-  found = engine_fake.Fake()
-  yield found
-  found.stop()
+other = fake  # a second one
 
 
 def experiment(*servers, sections=None, **options):
@@ -54,39 +49,31 @@ def experiment(*servers, sections=None, **options):
     "engine_options": FAST | options,
   }
   changes = {"algorithm": SPO, "loop": {"num_steps": 3}, **(sections or {})}
-  return helpers.experiment(
-    **{
-      "rollout": rollout,
-      "evaluation": {"interval": 0, "samples": 0},
-      **changes,
-    }
-  )
+  changes = {"evaluation": {"interval": 0, "samples": 0}, **changes}
+  return helpers.experiment(**{"rollout": rollout, **changes})
+
+
+def asked(made):
+  """Four prompts of a step, and the keys of four responses to each."""
+  examples = [made.task.examples("train")[:4]]
+  return examples, rollouts.example_keys([0], 0, examples, 4)
+
+
+def draw(policy, sampling=None):
+  """Has the responses of a step sampled."""
+  made, encoder = policy.made, policy.encoder
+  generate = policy.make_generate(sampling or made.sampling, 4)
+  return rollouts.sample(generate, policy.params, *asked(made), encoder=encoder)
 
 
 def sample(made, folder, sampling=None, during=None):
   """A step's rows by the servers, the policy, and what is in its log."""
   policy = policy_lib.Policy(made, 1, folder)
-  examples = [made.task.examples("train")[:4]]
-  generate = policy.make_generate(sampling or made.sampling, 4)
-  keys = rollouts.example_keys([0], 0, examples, 4)
   threading.Thread(target=during or time.time).start()
-  found = rollouts.sample(
-    generate, policy.params, examples, keys, encoder=policy.encoder
-  )
+  found = draw(policy, sampling)
   figures = policy.engine.figures()
   policy.engine.close()
   return found, policy, figures
-
-
-def ours(policy, sampled):
-  """What the trainer says of the same rows."""
-  forward = objective.make_forward(
-    policy.decoder, temperature=1.0, chunk_size=64
-  )
-  zeros = np.zeros(sampled.starts.shape, np.float32)
-  batch = jax.tree.map(lambda x: x[0], batch_lib.make_batch(sampled, zeros))
-  params = jax.tree.map(lambda x: x[0], policy.params)
-  return np.asarray(forward(params, batch).log_probs), batch.completion_mask
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang"])
@@ -97,18 +84,13 @@ def test_rows_are_of_our_weights_and_of_their_keys(tmp_path, dialect):
   again, _, _ = sample(made, tmp_path)
   np.testing.assert_array_equal(found.tokens, again.tokens)
   assert len({*map(tuple, found.tokens[0, :4].tolist())}) > 1  # of one prompt
-  log_probs, mask = ours(policy, found)
-  apart = np.abs(log_probs - found.behave_log_probs[0])[mask]
-  assert apart.max() < 1e-4
+  assert helpers.apart(policy, found).max() < 1e-4
   greedy, _, _ = sample(made, tmp_path, SamplingConfig(greedy=True))
   native = rollouts.Native(policy.lift, policy.decoder)
   settings = policy.encoder.settings(SamplingConfig(greedy=True), 4)
-  examples = [made.task.examples("train")[:4]]
   expected = rollouts.sample(
     lambda *given: native.sample(*given, settings),
-    policy.params,
-    examples,
-    rollouts.example_keys([0], 0, examples, 4),
+    *(policy.params, *asked(made)),
     encoder=policy.encoder,
   )
   for name in ("tokens", "roles", "starts", "ends", "group_ids"):
@@ -182,7 +164,7 @@ class TestFaults:
     lengths = found.completion_lengths[0]
     assert (lengths == 0).sum() == 1
     with Grader(made.task, **dataclasses.asdict(made.grading)) as grader:
-      examples = [made.task.examples("train")[:4]]
+      examples, _ = asked(made)
       scored = rollouts.score(found, examples, grader, policy.encoder).scored
     np.testing.assert_array_equal(
       scored.all(-1).ravel(), np.asarray(lengths) > 0
@@ -204,33 +186,22 @@ class TestFaults:
     fake.start()  # for the fixture
 
   def test_one_that_comes_back_gets_its_weights_again(self, fake, tmp_path):
-    made = experiment(fake)
-    policy = policy_lib.Policy(made, 1, tmp_path)
-    generate = policy.make_generate(made.sampling, 4)
-    examples = [made.task.examples("train")[:4]]
-    keys = rollouts.example_keys([0], 0, examples, 4)
-    again = functools.partial(
-      *(rollouts.sample, generate, policy.params, examples, keys),
-      encoder=policy.encoder,
-    )
-    again()
+    policy = policy_lib.Policy(experiment(fake), 1, tmp_path)
+    draw(policy)
     assert len(fake.loads) == 1
     fake.stop()
     fake.start()
-    found = again()
-    log_probs, mask = ours(policy, found)
-    assert np.abs(log_probs - found.behave_log_probs[0])[mask].max() < 1e-4
+    assert helpers.apart(policy, draw(policy)).max() < 1e-4
     assert len(fake.loads) == 2
     fake.stop()
     with pytest.raises(EngineError, match="no server of rollout.engine"):
       object.__setattr__(policy.engine._config, "patience_s", 0.2)
-      again()
+      draw(policy)
     policy.engine.close()
     fake.start()
 
   def test_weights_that_are_not_loaded_are_noticed(self, fake, tmp_path):
-    made = experiment(fake)
-    policy = policy_lib.Policy(made, 1, tmp_path)
+    policy = policy_lib.Policy(experiment(fake), 1, tmp_path)
     load = fake.load
 
     def keep_some(folder, version):
@@ -239,13 +210,8 @@ class TestFaults:
       fake.params = {**fake.params, "head": head}
 
     fake.load = keep_some
-    generate = policy.make_generate(made.sampling, 4)
-    examples = [made.task.examples("train")[:4]]
-    keys = rollouts.example_keys([0], 0, examples, 4)
     with pytest.raises(EngineError, match="where our decoder has"):
-      rollouts.sample(
-        generate, policy.params, examples, keys, encoder=policy.encoder
-      )
+      draw(policy)
     policy.engine.close()
 
 
@@ -255,8 +221,7 @@ def test_newer_weights_abort_what_runs_and_leave_what_came(tmp_path, dialect):
   made = experiment(fake, in_flight="abort")
   policy = policy_lib.Policy(made, 1, tmp_path)
   old, new = (jax.tree.map(lambda x, k=k: k * x, policy.params) for k in (2, 3))
-  examples = [made.task.examples("train")[:4]]
-  keys = rollouts.example_keys([0], 0, examples, 4)
+  examples, keys = asked(made)
   sample = functools.partial(
     policy.engine.sample,
     prompts=policy.encoder.prompts(examples),
@@ -324,17 +289,16 @@ class TestRuns:
     assert b["behave_kl"][0][0] < 1e-8 < b["behave_kl"][0][-1]
 
   def test_it_goes_on_where_it_was(self, fake, tmp_path):
-    sections = {"loop": {"num_steps": 4, "checkpoint_interval": 2}}
-    loop.train(
-      experiment(fake, sections=sections), [0], directory=tmp_path / "a"
-    )
-    short = {"loop": {"num_steps": 2, "checkpoint_interval": 2}}
-    loop.train(experiment(fake, sections=short), [0], directory=tmp_path / "b")
+    def train(name, steps):
+      fields = {"num_steps": steps, "checkpoint_interval": 2}
+      made = experiment(fake, sections={"loop": fields})
+      loop.train(made, [0], directory=tmp_path / name)
+
+    train("a", 4)
+    train("b", 2)
     fake.stop()
     fake.start()
-    loop.train(
-      experiment(fake, sections=sections), [0], directory=tmp_path / "b"
-    )
+    train("b", 4)
     a, b = (helpers.curves(tmp_path / name) for name in "ab")
     np.testing.assert_array_equal(a["loss"], b["loss"])
 
@@ -354,11 +318,7 @@ class TestWhatIsRefused:
     ("server", "sections", "said"),
     [
       ({"status": {"/weight_info": 404}}, {}, "VLLM_SERVER_DEV_MODE=1"),
-      (
-        {"status": {"/inference/v1/generate": 404}},
-        {},
-        "--enable-scale-out",
-      ),
+      ({"status": {"/inference/v1/generate": 404}}, {}, "--enable-scale-out"),
       ({"status": {"/version": 404}}, {}, "none of vllm or sglang"),
       ({"status": {"/version": 500}}, {}, "no inference engine answers"),
       ({"max_length": 50}, {}, "takes 50 tokens"),
@@ -370,13 +330,7 @@ class TestWhatIsRefused:
       ({"mode": "none"}, {"algorithm": GRPO}, "gives no ones"),
       (
         {},
-        {
-          "asynchronous": {
-            "protocol": "max_lag",
-            "actors": 1,
-            "actor_kind": "process",
-          }
-        },
+        {"asynchronous": {"protocol": "max_lag", "actors": 1} | PROCESS},
         "actor_kind must be 'thread'",
       ),
     ],
@@ -427,9 +381,8 @@ class TestWhatIsRefused:
 
   def test_a_run_may_move_to_another_server(self):
     old = {"rollout": {"engine": "http://a:1", "engine_options": {}}}
-    new = {
-      "rollout": {"engine": "http://b:2", "engine_options": {"bound": 1.0}}
-    }
+    options = {"bound": 1.0}
+    new = {"rollout": {"engine": "http://b:2", "engine_options": options}}
     assert run_directory.differences(old, new) == {}
     none = {"rollout": {"engine": "", "engine_options": {}}}
     assert json.dumps(run_directory.differences(old, none))

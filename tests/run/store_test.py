@@ -147,9 +147,7 @@ def test_what_cannot_be_used_is_said_before_anything_is_read(
   assert store.named(raised.value).startswith(f"{ADDRESS} is no run")
 
 
-def test_the_door_reads_and_lengthens_what_another_machine_has_trained(
-  bucket,
-):
+def test_the_door_reads_and_lengthens_what_another_machine_has_trained(bucket):
   config = saw_jax.config(**eval(f"dict({api_test.TINY})"))
   config.loop.update(num_steps=2, checkpoint_interval=1)
   config.optimizer.schedule = "constant"

@@ -234,11 +234,7 @@ class TestAgainstCare:
 
   # Algebra and other cases are no normal forms. The reference code calls these
   # pairs equal.
-  DIFFERENT = {
-    ("x+1", "1+x"),
-    (r"\sqrt{8}", r"2\sqrt{2}"),
-    ("A", "a"),
-  }
+  DIFFERENT = {("x+1", "1+x"), (r"\sqrt{8}", r"2\sqrt{2}"), ("A", "a")}
 
   @pytest.mark.parametrize("case", CARE["extract_and_score_vs_gt_34"])
   def test_extraction_and_score(self, case):
