@@ -14,14 +14,13 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax import lax
 from orbax.checkpoint import checkpoint_managers
 
 from saw_jax.run import store
@@ -29,6 +28,7 @@ from saw_jax.training import hosts
 from saw_jax.types import Array, PyTree
 
 LOG = logging.getLogger(__name__)
+_LARGE = 2**16  # numbers: for fewer, to compile takes longer than to bring them
 
 
 class CheckpointError(ValueError):
@@ -135,7 +135,7 @@ class Checkpointer:
   ) -> None:
     """Starts to save; returns when the arrays have been copied."""
     self._folder.check()
-    finite = hosts.fetch(_are_finite([state, dict(arrays or {})]))
+    finite = _of_each(_is_finite, [state, dict(arrays or {})])
     for name in (name for name, is_so in _leaves(finite).items() if not is_so):
       raise FloatingPointError(
         f"array {name} is not finite after {step} steps, and was not saved; "
@@ -228,7 +228,10 @@ class Checkpointer:
       args = ocp.args.Composite(**{item: args})
       found = self._manager.restore(int(folder.name), args=args)[item]
       if item == "document":
-        _check_document(found)
+        told = found.pop("digest", None)  # Those of before have none.
+        is_whole = {"host", "fingerprints"} <= found.keys()
+        if not is_whole or told not in (None, _digest_of(found)):
+          raise ValueError("it is not what was saved")
     except Exception as error:
       text = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise CheckpointError(f"{what} ({text[:200]})") from error
@@ -247,29 +250,33 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def fingerprints(tree: PyTree) -> dict[str, list]:
-  """Computes a checksum of every array, on the devices that hold it."""
-  leaves = _leaves(tree)
-  sums = hosts.fetch(_checksums(list(leaves.values())))
+  """Computes a checksum of every array."""
+  sums = _leaves(_of_each(_checksum, tree))
   return {
-    name: [int(value), str(leaf.dtype), *map(int, leaf.shape)]
-    for (name, leaf), value in zip(leaves.items(), sums, strict=True)
+    name: [int(sums[name]), str(leaf.dtype), *map(int, leaf.shape)]
+    for name, leaf in _leaves(tree).items()
   }
 
 
-@jax.jit
-def _are_finite(tree: PyTree) -> PyTree:
-  return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
+def _of_each(fn: Callable, tree: PyTree) -> PyTree:
+  """`fn` of each array, and of a large one on the devices that hold it."""
+
+  def one(x):
+    return _on_devices(fn, x) if x.size > _LARGE else fn(np, hosts.fetch(x))
+
+  return hosts.fetch(jax.tree.map(one, tree))
+
+
+# Arrays of one shape, as those of layers are, have one program.
+_on_devices = jax.jit(lambda fn, leaf: fn(jnp, leaf), static_argnums=0)
+
+
+def _is_finite(xp: Any, leaf: Array) -> Array:
+  return xp.all(xp.isfinite(leaf))
 
 
 def digest(tree: PyTree) -> str:
   return _digest_of(fingerprints(tree))
-
-
-def _check_document(document: dict[str, Any]) -> None:
-  told = document.pop("digest", None)  # Those of before have none.
-  is_whole = {"host", "fingerprints"} <= document.keys()
-  if not is_whole or told not in (None, _digest_of(document)):
-    raise ValueError("it is not what was saved")
 
 
 def _digest_of(document: dict[str, Any]) -> str:
@@ -277,20 +284,13 @@ def _digest_of(document: dict[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@jax.jit
-def _checksums(leaves: list[Array]) -> list[Array]:
-  def checksum(leaf):
-    leaf = jnp.asarray(leaf)
-    if leaf.dtype == jnp.bool_:
-      leaf = leaf.astype(jnp.uint8)
-    width = jnp.dtype(leaf.dtype).itemsize * 8
-    bits = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{width}"))
-    bits = bits.reshape(-1).astype(jnp.uint32)
-    # A sum of integers does not depend on its order, nor on the sharding.
-    odd = 2 * lax.iota(jnp.uint32, bits.size) + 1
-    return jnp.sum(bits * odd, dtype=jnp.uint32)
-
-  return [checksum(leaf) for leaf in leaves]
+def _checksum(xp: Any, leaf: Array) -> Array:
+  dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+  bits = xp.asarray(leaf, dtype).view(f"uint{dtype.itemsize * 8}")
+  bits = bits.reshape(-1).astype("uint32")
+  # A sum of integers does not depend on its order, nor on the sharding.
+  odd = 2 * xp.arange(bits.size, dtype="uint32") + 1
+  return xp.sum(bits * odd, dtype="uint32")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -149,9 +149,7 @@ class TestDamage:
     assert step == 1
     chex.assert_trees_all_equal(found, state(1))
 
-  def test_one_error_is_said_though_many_arrays_cannot_be_read(
-    self, store, tmp_path, caplog
-  ):
+  def test_one_error_is_said_of_many_arrays(self, store, tmp_path, caplog):
     # Orbax reads them together and raises the first error; asyncio logs those
     # that come later, with their tracebacks, when they are collected.
     save(store, 1)
@@ -164,9 +162,7 @@ class TestDamage:
     (record,) = (r for r in caplog.records if r.name == "asyncio")
     assert "never retrieved" in record.message
 
-  def test_a_damaged_document_and_a_changed_number_are_named(
-    self, store, tmp_path
-  ):
+  def test_a_damaged_document_or_changed_number_is_named(self, store, tmp_path):
     save(store, 1)
     document = helpers.read_document(tmp_path / "1")
     # As if the bytes were whole but not those of this state.
@@ -194,7 +190,11 @@ def test_another_shape_is_said_in_one_sentence(store):
       store.restore({**state(), **other})
 
 
-def test_fingerprints_change_with_a_bit_and_not_with_the_sharding():
+def test_fingerprints_change_with_a_bit_and_not_with_the_place(monkeypatch):
+  tree = state(), np.arange(-3, 4), np.pi * np.ones((3, 2)), np.eye(2) > 0
+  before = checkpoint.fingerprints(tree)
+  monkeypatch.setattr(checkpoint, "_LARGE", 0)  # All is left on the devices.
+  assert checkpoint.fingerprints(tree) == before
   kernel = state()["params"]["kernel"]
   bits = kernel.view(jnp.uint32).at[3, 4].add(1).view(jnp.float32)
   mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
