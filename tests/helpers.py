@@ -308,6 +308,14 @@ def begun(directory=None):
   )
 
 
+def loaded(program, *names):
+  """Which of these modules a program has imported at its end."""
+  program += f"\nimport sys; print(*{{*sys.modules}} & {set(names)})"
+  done = python("-c", program, cwd=pathlib.Path(__file__).parents[1])
+  assert done.returncode == 0, done.stderr
+  return set(done.stdout.split())
+
+
 def python(*words, **options) -> subprocess.CompletedProcess:
   """Runs the interpreter in a process of its own, and keeps what it says."""
   return subprocess.run(

@@ -44,7 +44,6 @@ def export(
       store.local(directory), checkpoint, seed, task=task, config=config
     )
     document = build.open_checkpoint(run).document if run.checkpoint else None
-  with command_line.checking_input():
     files = pretrained.save_checkpoint(
       output, params, experiment.decoder, document=document, dtype=dtype
     )

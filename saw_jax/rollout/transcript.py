@@ -122,15 +122,14 @@ def append_observations(
   *,
   max_tokens: int,
   before: Sequence[int] = (),
-  after: Sequence[int] = (),
 ) -> Transcript:
   """Appends what the environment said to what the policy said, in NumPy.
 
-  The first `max_tokens` of an observation follow the policy's last directly,
-  between the chat template's tokens `before` and `after`, which have the role
-  `GLUE`. PaW, https://arxiv.org/abs/2606.02388
+  The first `max_tokens` of an observation follow the policy's last, behind the
+  chat template's tokens `before`, which have the role `GLUE`.
+  PaW, https://arxiv.org/abs/2606.02388
   """
-  wider = ((0, 0), (0, len(before) + max_tokens + len(after)))
+  wider = ((0, 0), (0, len(before) + max_tokens))
   # Copies: what has a position gets more of them.
   longer = jax.tree.map(
     lambda x: np.pad(x, wider) if np.ndim(x) == 2 else np.array(x), transcript
@@ -138,6 +137,6 @@ def append_observations(
   rows = zip(longer.tokens, longer.roles, observations, strict=True)
   for row, (tokens, roles, said) in enumerate(rows):
     if len(said):
-      parts = (before, GLUE), (said[:max_tokens], OBSERVATION), (after, GLUE)
+      parts = (before, GLUE), (said[:max_tokens], OBSERVATION)
       longer.ends[row] = write(tokens, roles, longer.ends[row], *parts)
   return longer

@@ -92,20 +92,16 @@ def test_glue_belongs_to_neither_mask():
     record([[1], [1, 2]], [[3, 4], [5]], 3),
     [[6, 7, 8], []],
     max_tokens=2,
-    before=[20],
-    after=[21, 22],
+    before=[20, 21],
   )
-  np.testing.assert_array_equal(
-    found.tokens[:, 2:], [[3, 4, 20, 6, 7, 21, 22, 0], [5, 0, 0, 0, 0, 0, 0, 0]]
-  )
-  np.testing.assert_array_equal(
-    found.completion_mask, [[1, 1, 0, 0, 0, 0, 0, 0], [1] + [0] * 7]
-  )
-  np.testing.assert_array_equal(
-    found.observation_mask, [[0, 0, 0, 1, 1, 0, 0, 0], [0] * 8]
-  )
-  np.testing.assert_array_equal(found.ends, [9, 3])
-  assert found.behave_log_probs.shape == (2, 8)
+  for values, expected in (
+    (found.tokens[:, 2:], [[3, 4, 20, 21, 6, 7, 0], [5, 0, 0, 0, 0, 0, 0]]),
+    (found.completion_mask, [[1, 1, 0, 0, 0, 0, 0], [1] + [0] * 6]),
+    (found.observation_mask, [[0, 0, 0, 0, 1, 1, 0], [0] * 7]),
+    (found.ends, [8, 3]),
+  ):
+    np.testing.assert_array_equal(values, expected)
+  assert found.behave_log_probs.shape == (2, 7)
   assert not found.behave_log_probs[:, 3:].any()
 
 
