@@ -59,7 +59,7 @@ try:
 finally:
   print("jax" in sys.modules)
 """
-  return helpers.python("-c", program, cwd=ROOT)
+  return helpers.python("-c", program)
 
 
 def test_a_word_that_is_no_command_has_its_nearest_and_loads_no_jax():
@@ -195,9 +195,7 @@ class TestCompare:
     found = compare.compare([a, b])
     rows, notes = rows_of(found), " ".join(found.notes)
     assert "0 to 11" in notes and "after the 10 steps" in notes
-    values = golden_tables.np.genfromtxt(
-      a / "metrics.csv", delimiter=",", names=True
-    )
+    values = np.genfromtxt(a / "metrics.csv", delimiter=",", names=True)
     first = values[values["step"] < 12]["rewardtotal"]
     assert rows["reward/total"].control_value.mean == pytest.approx(
       first.mean()

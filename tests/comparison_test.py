@@ -3,10 +3,10 @@
 import ast
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
+
+from tests import helpers
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "comparison.md"
 WIDTH = 88
@@ -57,11 +57,5 @@ def test_code_is_laid_out_alike_and_none_is_squeezed(name):
     assert max(map(len, code.splitlines())) <= WIDTH
     if kind == "py":
       ast.parse(code)
-      done = subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "-"],
-        input=code,
-        capture_output=True,
-        text=True,
-        check=True,
-      )
-      assert done.stdout == code
+      done = helpers.python("-m", "ruff", "format", "-", input=code)
+      assert (done.returncode, done.stdout) == (0, code)

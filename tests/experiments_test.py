@@ -65,7 +65,6 @@ def scripts(lines, *modules: str, **environment: str):
   done = helpers.python(
     *("-W", "ignore", "-c", _RUN.format(root=str(ROOT)), *modules),
     input="\n".join(map(json.dumps, lines)),
-    cwd=ROOT,
     env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     | {"COLUMNS": "80", **environment},
   )

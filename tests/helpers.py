@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from saw_jax.training import batch as batch_lib
 from saw_jax.training import objective, optimizer, parallel
 from saw_jax.training.batch import TrainBatch
 
+ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = DecoderConfig(
   vocab_size=259,
   width=16,
@@ -41,7 +43,7 @@ CONFIG = DecoderConfig(
 
 def golden(name):
   """The vectors of another implementation, see tests/golden/README.md."""
-  path = pathlib.Path(__file__).parent / "golden" / f"{name}.json"
+  path = ROOT / "tests" / "golden" / f"{name}.json"
   return json.loads(path.read_text())
 
 
@@ -311,17 +313,20 @@ def begun(directory=None):
 def loaded(program, *names):
   """Which of these modules a program has imported at its end."""
   program += f"\nimport sys; print(*{{*sys.modules}} & {set(names)})"
-  done = python("-c", program, cwd=pathlib.Path(__file__).parents[1])
+  done = python("-c", program)
   assert done.returncode == 0, done.stderr
   return set(done.stdout.split())
 
 
+def process(*words, **options) -> subprocess.Popen:
+  """Starts the interpreter in a process of its own, to be spoken with."""
+  env = {**os.environ, "PYTHONPATH": str(ROOT)}
+  how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} | options
+  command = [sys.executable, *map(str, words)]
+  return subprocess.Popen(command, env=env, text=True, **how)
+
+
 def python(*words, **options) -> subprocess.CompletedProcess:
   """Runs the interpreter in a process of its own, and keeps what it says."""
-  return subprocess.run(
-    [sys.executable, *map(str, words)],
-    capture_output=True,
-    text=True,
-    check=False,
-    **options,
-  )
+  command, how = [sys.executable, *map(str, words)], {"cwd": ROOT} | options
+  return subprocess.run(command, capture_output=True, text=True, **how)

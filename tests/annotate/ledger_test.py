@@ -3,12 +3,9 @@
 import contextlib
 import itertools
 import math
-import pathlib
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from unittest import mock
 
@@ -24,8 +21,7 @@ from saw_jax.annotate.ledger import (
   LedgerLockedError,
 )
 from saw_jax.annotate.questions import Label, Question
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests import helpers
 
 
 class Source:
@@ -328,16 +324,6 @@ sys.stdin.read()
 """
 
 
-def start(program, *arguments):
-  return subprocess.Popen(
-    [sys.executable, "-c", program, *map(str, arguments)],
-    cwd=ROOT,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-
-
 def steps_of(path, seed):
   found = [p.step for p in LabelLedger(path).purchases() if p.seed == seed]
   return {step: found.count(step) for step in found}
@@ -347,7 +333,7 @@ class TestProcesses:
   def test_killed_at_any_moment(self, path):
     # Whatever was said to be bought is there, and only whole batches are.
     for seed in range(4):
-      process = start(_BUYER, path, seed, 100_000)
+      process = helpers.process("-c", _BUYER, path, seed, 100_000)
       assert process.stdout.readline() == "0\n"
       time.sleep(0.011 * seed)
       process.send_signal(signal.SIGKILL)
@@ -361,7 +347,7 @@ class TestProcesses:
     # than SQLite keeps in memory: the file on disk is half written.
     ledger.buy(ask(1, 2), Source())
     before = path.read_bytes()
-    process = start(_HALF_A_WRITE, path)
+    process = helpers.process("-c", _HALF_A_WRITE, path)
     assert process.stdout.readline() == "now\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -370,7 +356,8 @@ class TestProcesses:
 
   def test_two_at_once(self, path):
     # Also both make the file. The third buys what the first one does.
-    processes = [start(_BUYER, path, seed, 8) for seed in (0, 1, 0)]
+    words = "-c", _BUYER, path
+    processes = [helpers.process(*words, seed, 8) for seed in (0, 1, 0)]
     for process in processes:
       assert process.communicate()[0].split() == [str(n) for n in range(8)]
       assert process.returncode == 0

@@ -3,8 +3,6 @@
 import contextlib
 import html
 import html.parser
-import os
-import pathlib
 import re
 import signal
 import socket
@@ -25,8 +23,8 @@ from saw_jax.annotate import page as annotation_page
 from saw_jax.annotate.ledger import Budget, LabelLedger
 from saw_jax.annotate.questions import Cluster, Label, Question
 from saw_jax.annotate.sources import GroundTruth
+from tests import helpers
 
-ROOT = pathlib.Path(__file__).parents[2]
 BASE = "http://127.0.0.1:8765"
 TOKEN = "a-token-for-tests"
 HOME = "/?page=page-for-tests"  # at / alone, each request is another page
@@ -392,20 +390,9 @@ class TestForReal:
 
   @pytest.fixture
   def server(self, path):
-    script = str(ROOT / "experiments" / "annotate.py")
-    process = subprocess.Popen(
-      [
-        sys.executable,
-        script,
-        f"--run={path.parent}",
-        "--port=0",
-        "--name=eva",
-      ],
-      env={**os.environ, "PYTHONPATH": str(ROOT)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+    script = helpers.ROOT / "experiments" / "annotate.py"
+    words = f"--run={path.parent}", "--port=0", "--name=eva"
+    process = helpers.process(script, *words, stderr=subprocess.PIPE)
     yield process
     process.kill()
     process.communicate()
@@ -442,9 +429,7 @@ class TestForReal:
       "page._STALLED_S = 0.5\n"
       "with contextlib.suppress(KeyboardInterrupt): page.serve(sys.argv[1])"
     )
-    words, pipe = [sys.executable, "-c", code, str(path)], subprocess.PIPE
-    how = {"stdout": pipe, "stderr": pipe, "text": True, "cwd": ROOT}
-    server = subprocess.Popen(words, **how)
+    server = helpers.process("-c", code, path, stderr=subprocess.PIPE)
     try:
       found = urllib.parse.urlsplit(server.stdout.readline().strip())
       post = f"POST /skip?{found.query} HTTP/1.1\r\nHost: {found.netloc}\r\n"

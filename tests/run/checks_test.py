@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
@@ -248,8 +247,7 @@ time.sleep(60)
 
 
 def test_the_second_process_is_told_of_the_first(tmp_path, monkeypatch):
-  command = [sys.executable, "-c", HOLD, str(tmp_path)]
-  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+  with helpers.process("-c", HOLD, tmp_path) as first:
     assert first.stdout.readline() == "held\n"
     monkeypatch.setattr(loop, "Session", None)
     with pytest.raises(run_directory.RunError, match=str(first.pid)):

@@ -8,7 +8,6 @@ so.
 
 import json
 import pathlib
-import subprocess
 import sys
 
 import pytest
@@ -64,12 +63,7 @@ def test_a_panel_is_that_of_another_process_and_in_any_order():
   code = "from tests.tasks import panels_test as t; import json; "
   code += "print(json.dumps(t.panel(t.CASES[0])))"
   environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)}
-  found = subprocess.run(
-    [sys.executable, "-c", code],
-    env=environment,
-    capture_output=True,
-    text=True,
-  )
+  found = helpers.python("-c", code, env=environment)
   hashes = PANELS[CASES[0]]["hashes"]
   assert found.returncode == 0, found.stderr
   assert json.loads(found.stdout) == PANELS[CASES[0]]

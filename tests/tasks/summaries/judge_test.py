@@ -6,13 +6,10 @@ import gzip
 import http.server
 import json
 import logging
-import os
 import pathlib
 import pickle
 import re
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 
@@ -27,6 +24,7 @@ from saw_jax.tasks.summaries.judge import (
   Unscored,
   read_scores,
 )
+from tests import helpers
 
 NAMES = ("quality", "conciseness")
 GOOD = '{"quality": 7, "conciseness": 8.5}'
@@ -471,15 +469,12 @@ def test_many_at_once(path):
 
 def test_a_killed_writer_leaves_what_it_wrote(path):
   cache = JudgeCache(path)
-  writer = subprocess.Popen(
-    [sys.executable, "-c", WRITER, str(path)],
-    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-  )
+  writer = helpers.process("-c", WRITER, path)
   while cache.get("20") is None:
     assert writer.poll() is None
     time.sleep(0.01)
   writer.kill()
-  writer.wait()
+  writer.communicate()
   assert all(cache.get(str(n)) == {"quality": n} for n in range(21))
   cache.put("more", {"quality": 1.0})
   with sqlite3.connect(path) as connection:

@@ -129,14 +129,8 @@ else:
 def test_a_program_that_ends_while_grading_takes_its_workers_along(end):
   if end == "kill" and sys.platform != "linux":
     pytest.skip("needs prctl")
-  with subprocess.Popen(
-    [sys.executable, "-c", SCRIPT, end],
-    env={**os.environ, "PYTHONPATH": os.getcwd()},
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-    text=True,
-  ) as process:
+  how = {"stderr": subprocess.DEVNULL}
+  with helpers.process("-c", SCRIPT, end, **how) as process:
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.4)
     workers = psutil.Process(process.pid).children(recursive=True)
