@@ -28,6 +28,7 @@ TASKS: dict[str, str | tuple[type, type]] = {
     ("summaries", "tasks.summaries.task", "Summaries"),
     ("textworld", "contrib.textworld_task", "TextWorld"),
     ("tool_calling", "tasks.tool_calling.task", "ToolCalling"),
+    ("tool_objectives", "tasks.tool_calling.objectives", "ToolObjectives"),
     ("vault", "tasks.vault.task", "Vault"),
   )
 }

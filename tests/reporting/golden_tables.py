@@ -46,6 +46,7 @@ WHOLE = (
 _KINDS = ("reward", "weight", "cv", "constant_groups")
 _REWARDS = ("total", "correct", "correctness", "format", "quality")
 _REWARDS += ("conciseness", "length", "return")
+_PARTS = ("names", "parameters", "values")  # rewards of saw/objectives alone
 _SECONDS = ("generate", "score", "choose", "estimate", "update", "probes")
 _METRICS = (
   *(f"{kind}/{reward}" for kind in _KINDS for reward in _REWARDS),
@@ -87,6 +88,8 @@ def make_runs(
 def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
   directory.mkdir(parents=True)
   some = [m for part, ms in _OF_SOME.items() if part in name for m in ms]
+  parts = tuple(x for x in _PARTS if f"sampled/{x}" in scores)
+  some += [f"{kind}/{part}" for kind in _KINDS for part in parts]
   draws = {
     seed: np.random.default_rng(zlib.crc32(f"{name} {seed}".encode()))
     for seed in seeds
@@ -104,7 +107,8 @@ def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
   write("metrics.csv", [*_METRICS, *some], range(STEPS), 2)
   # Rows with kinds were not scored before their first step.
   steps = (10, STEPS) if has_kinds else (0, 10, STEPS)
-  write("evals.csv", ["right", "observation_accuracy", *_REWARDS], steps, 0)
+  rewards = (*_REWARDS, *parts)
+  write("evals.csv", ["right", "observation_accuracy", *rewards], steps, 0)
   finals = []
   for seed, rng in draws.items():
     record = {"seed": seed, "step": STEPS}
@@ -117,7 +121,7 @@ def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
   if has_kinds:
     for file, mean in (("evaluation_start", 0.25), ("evaluation", 0.5)):
       found = {"mean": mean, "std": 1.0, "low": mean - 0.1, "high": mean + 0.1}
-      greedy = dict.fromkeys(_REWARDS, {**found, "count": 128})
+      greedy = dict.fromkeys(rewards, {**found, "count": 128})
       scored = [{"seed": seed, "greedy": greedy} for seed in seeds]
       document = json.dumps({"step": 0, "seeds": scored})
       (directory / f"{file}.json").write_text(document)

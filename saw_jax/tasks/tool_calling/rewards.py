@@ -175,6 +175,23 @@ def call_score(completion: str, gold: Sequence[Call]) -> float | None:
     return None
 
 
+def call_parts(
+  completion: str, gold: Sequence[Call]
+) -> tuple[float, float, float] | None:
+  """The three parts that `call_score` adds up, each from 0 to 1.
+
+  How alike the names of the calls are, the names of their parameters, and how
+  many values are right. None where no calls can be read.
+  """
+  try:
+    names, matches = _compare(gold, _load_calls(completion))
+    count = sum(len(call["parameters"]) for call in gold)
+    named, equal = (sum(part) for part in zip(*matches, strict=True))
+    return names, named / len(gold), equal / count if count else 1.0
+  except Exception:
+    return None
+
+
 def find_block(text: str) -> str | None:
   """What the first block of calls holds, if it is closed and none is in it."""
   block, end, _ = hide_tags(text).partition(CALL)[2].partition(END_CALL)
@@ -187,23 +204,33 @@ def _load_calls(text: str) -> list[Any]:
 
 
 def _similarity(gold: Sequence[Call], calls: list[Any]) -> float:
-  score = _jaccard([c["name"] for c in gold], [c["name"] for c in calls])
-  unused = list(calls)
-  for wanted in gold:
-    matches = [_match(wanted, call) for call in unused]
-    best = max(matches, default=0.0)
-    if best > 0.0:
-      unused.pop(matches.index(best))
-    score += best
+  score, matches = _compare(gold, calls)
+  for named, equal in matches:
+    score += named + equal
   return score / (1.0 + sum(1.0 + len(c["parameters"]) for c in gold))
 
 
-def _match(wanted: Call, call: Call) -> float:
+def _compare(
+  gold: Sequence[Call], calls: list[Any]
+) -> tuple[float, list[tuple[float, int]]]:
+  """Compares names, and each gold call with the unused one most like it."""
+  names = _jaccard([c["name"] for c in gold], [c["name"] for c in calls])
+  unused, found = list(calls), []
+  for wanted in gold:
+    matches = [_match(wanted, call) for call in unused]
+    best = max(matches, key=sum, default=(0.0, 0))
+    if sum(best) > 0.0:
+      unused.pop(matches.index(best))
+    found.append(best)
+  return names, found
+
+
+def _match(wanted: Call, call: Call) -> tuple[float, int]:
   if call["name"] != wanted["name"]:
-    return 0.0
+    return 0.0, 0
   gold, answer = wanted["parameters"], call["parameters"]
-  equal = (name in answer and answer[name] == gold[name] for name in gold)
-  return _jaccard(list(gold.keys()), list(answer.keys())) + sum(equal)
+  equal = sum(name in answer and answer[name] == gold[name] for name in gold)
+  return _jaccard(list(gold.keys()), list(answer.keys())), equal
 
 
 def _jaccard(a: list[Any], b: list[Any]) -> float:

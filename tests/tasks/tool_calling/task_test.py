@@ -10,7 +10,7 @@ import pytest
 
 from saw_jax.annotate import questions
 from saw_jax.tasks import base
-from saw_jax.tasks.tool_calling import catalogue, rewards
+from saw_jax.tasks.tool_calling import catalogue, objectives, rewards
 from saw_jax.tasks.tool_calling import task as tool_calling
 from tests.tasks.answer_task_test import write
 
@@ -221,3 +221,56 @@ def test_what_is_observed_is_about_the_offer_and_reads_no_reference():
   assert task.observe(other, example.reference) == "no tool table"
   with pytest.raises(ValueError, match="file"):
     task.observe(dataclasses.replace(example, meta={}), example.reference)
+
+
+class TestObjectives:
+  @staticmethod
+  def make(*names, **options):
+    config = objectives.ToolObjectivesConfig(objectives=names, **options)
+    return objectives.ToolObjectivesTask(config)
+
+  def test_parts_are_told_apart(self):
+    task = self.make("values", "names", "parameters", "format", num_train=1)
+    (example,) = task.examples("train")[:]
+    calls = [
+      {"name": "a", "parameters": {"p": 1, "q": 2}},
+      {"name": "b", "parameters": {}},
+    ]
+    write = lambda *calls: rewards.write(rewards.Answer("t", calls, None))  # noqa: E731
+    example = dataclasses.replace(example, reference=write(*calls))
+    for answer, values in (
+      (calls, (3.0, 1.0, 1.0, 1.0)),
+      (calls[:1], (3.0, 0.5, 0.5, 1.0)),
+      ([{**calls[0], "parameters": {"p": 1}}], (1.5, 0.5, 0.25, 1.0)),
+      ([{"name": "c", "parameters": {"p": 1, "q": 2}}], (0.0, 0.0, 0.0, 1.0)),
+      ([{"name": "a"}], (0.0, 0.0, 0.0, 1.0)),
+    ):
+      assert task.score(example, write(*answer)).values == values
+    assert task.score(example, "").values == (0.0, 0.0, 0.0, 0.0)
+
+  def test_parts_make_up_the_score_of_calls(self):
+    task = self.make("names", no_call_share=0.0, num_train=300)
+    others = task.examples("train")[1:]
+    for example, other in zip(task.examples("train"), others, strict=False):
+      gold = rewards.read_calls(example.reference)
+      names, named, equal = rewards.call_parts(other.reference, gold)
+      count = sum(len(call["parameters"]) for call in gold)
+      added = names + named * len(gold) + equal * count
+      whole = rewards.call_score(other.reference, gold)
+      assert whole == pytest.approx(added / (1 + len(gold) + count))
+
+  def test_errors_and_coins_are_of_the_text_and_as_often_as_told(self):
+    task = self.make("format", "coin", error_rate=0.05, num_train=2000)
+    assert [one.name for one in task.components] == ["format", "coin"]
+    pairs = [(one, one.reference) for one in task.examples("train")]
+    found = [task.score(*pair).values for pair in pairs]
+    assert found == [task.score(*pair).values for pair in pairs]
+    formats, coins = zip(*found, strict=True)
+    assert statistics.fmean(formats) == pytest.approx(0.95, abs=0.02)
+    assert statistics.fmean(coins) == pytest.approx(0.5, abs=0.04)
+
+  def test_what_cannot_be_is_said(self):
+    with pytest.raises(ValueError, match="speed"):
+      self.make("speed")
+    with pytest.raises(ValueError, match="error_rate"):
+      self.make("format", error_rate=2)
