@@ -10,6 +10,7 @@ from saw_jax.models import decoder
 from saw_jax.run.sections import Experiment
 from saw_jax.tasks import environments
 from saw_jax.tasks.environments import Reply, Situation, Step, Transition
+from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from tests import helpers
 
 TOKENIZER = tokenizer_lib.PieceTokenizer([*"abcde", "yes ", "no ", " "])
@@ -97,6 +98,14 @@ def experiment(row="grpo_paw", **changes) -> Experiment:
     sections[name] = {**sections.get(name, {}), **value}
   sections |= dict(task=task, algorithm=algorithm, params=params)
   return helpers.experiment(tokenizer=TOKENIZER, decoder=model, **sections)
+
+
+def play(task, actions, split="train", seed=0, **options):
+  """What an episode in a pool shows, from its start."""
+  options = {"num_workers": 0, "limit_s": 9, "crash_tolerance": 1, **options}
+  with EnvironmentPool(task, **options) as pool:
+    start = pool.start([(split, seed)])
+    return start + [pool.step({0: action})[0] for action in actions]
 
 
 def train(name, options, tokenizer, directory, **changes):

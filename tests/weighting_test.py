@@ -147,10 +147,8 @@ class EveryWeightingTest(chex.TestCase):
     rewards = sample((1, 9, 3))
     scored = np.ones(rewards.shape, bool)
     scored[0, 5:, 1] = False
-    found, want = (
-      coefficient(rewards, scored=scored),
-      coefficient(rewards[:, :5]),
-    )
+    found = coefficient(rewards, scored=scored)
+    want = coefficient(rewards[:, :5])
     assert_allclose(found[1], want[1], rtol=1e-6)
 
   @parameterized.parameters(

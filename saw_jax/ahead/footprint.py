@@ -53,10 +53,8 @@ class Sizes(NamedTuple):
       size = loop.prompts_per_step // parts
       return cls(made, rows, size, loop.group_size, parts)
     # Of an episode, one row a step.
-    turns, prompts = (
-      experiment.kind_of(made).turns,
-      agents.rows_per_call(made, shards),
-    )
+    turns = experiment.kind_of(made).turns
+    prompts = agents.rows_per_call(made, shards)
     unit = loop.num_minibatches * loop.num_microbatches * shards
     calls = turns * math.ceil(rows / prompts)
     return cls(made, -(-rows * turns // unit) * unit, prompts, 1, calls)

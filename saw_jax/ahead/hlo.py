@@ -323,8 +323,6 @@ class Module:
   def _written(self, at: str, one: Instruction) -> float:
     """Bytes of a result, or what is written into an array that stays."""
     part = self.computations[at]
-    if one.op == "dynamic-update-slice":
-      return self._part(at, one)
     if one.op == "fusion" and (inside := self.called(one, "calls")):
       root = self.computations[inside[0]][self.roots[inside[0]]]
       return min(_bytes(one.type), self._written(inside[0], root))
@@ -332,14 +330,13 @@ class Module:
       return sum(self._written(at, part[x]) for x in one.operands if x in part)
     if one.op == "bitcast" and one.operands[0] in part:
       return self._written(at, part[one.operands[0]])
-    return sum(size for _, size, _ in arrays(one.type))
+    return self._part(at, one)
 
   def _part(self, at: str, one: Instruction) -> float:
-    """What is read or written of the array that an instruction cuts."""
-    if one.op != "dynamic-update-slice":
-      return sum(size for _, size, _ in arrays(one.type))
-    source = self.computations[at].get(one.operands[1])
-    return sum(size for _, size, _ in arrays(source.type)) if source else 0
+    """Bytes of a result, or of the part of an array that it replaces."""
+    if one.op == "dynamic-update-slice":
+      one = self.computations[at].get(one.operands[1])
+    return sum(size for _, size, _ in arrays(one.type)) if one else 0
 
 
 def _kind(op: str) -> str:

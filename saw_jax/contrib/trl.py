@@ -187,10 +187,8 @@ def trainer_class(hosted: hosted_lib.Hosted) -> type:
       return advantages
 
     def _compute_loss(self, model, inputs):
-      mask, forward = (
-        _loss_mask(inputs),
-        self._get_per_token_logps_and_entropies,
-      )
+      mask = _loss_mask(inputs)
+      forward = self._get_per_token_logps_and_entropies
       log_probs, entropies, aux_loss = forward(
         model,
         torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),

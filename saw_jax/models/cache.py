@@ -37,10 +37,8 @@ def init_cache(config: DecoderConfig, batch_size: int, size: int) -> KVCache:
   rows = (batch_size, config.num_kv_heads)
 
   def empty(*shape: int) -> tuple[Array, ...] | Array:
-    zeros, L = (
-      functools.partial(jnp.zeros, dtype=config.dtype),
-      config.num_layers,
-    )
+    zeros = functools.partial(jnp.zeros, dtype=config.dtype)
+    L = config.num_layers
     if config.scan_layers:
       return zeros((L, *rows, *shape))
     return tuple(zeros((*rows, *shape)) for _ in range(L))

@@ -143,10 +143,8 @@ def partial_sampler(
     return wrote[..., -1] & ~(is_end & wrote).any(-1)
 
   def sample(version, params, prompts, row_keys):
-    whole, size = (
-      jax.device_get(first(version, params, prompts, row_keys)),
-      part,
-    )
+    whole = jax.device_get(first(version, params, prompts, row_keys))
+    size = part
     unfinished = is_unfinished(whole, part)
     while size < limit and unfinished.any():
       version, params = latest()

@@ -105,11 +105,9 @@ class Sampler:
     """
     (_, _, T, G), config, K = self._sizes, self._config, self._period
     before, prompts_N = loop.slots, loop.slots.row_N // G
-    keys_N, lengths_N, sampled_N = (
-      self._row_keys[before.row_N],
-      self._prompts.lengths[prompts_N],
-      self._sampled_P[prompts_N],
-    )
+    keys_N = self._row_keys[before.row_N]
+    lengths_N = self._prompts.lengths[prompts_N]
+    sampled_N = self._sampled_P[prompts_N]
     shape = (K, self._num_slots)
 
     def goes_on(carry):

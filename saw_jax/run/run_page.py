@@ -272,10 +272,8 @@ def _chart(curves: Sequence[np.ndarray], last: float) -> str:
   size = min(map(len, curves))
   stacked = np.stack([curve[:size] for curve in curves])
   values = stacked[..., 1][np.isfinite(stacked[..., 1])]
-  low, high = (
-    float(values.min(initial=math.inf)),
-    float(values.max(initial=-math.inf)),
-  )
+  low = float(values.min(initial=math.inf))
+  high = float(values.max(initial=-math.inf))
   if not 1e-300 < high - low < math.inf:
     return ""
   pad = 0.06 * (high - low)

@@ -9,6 +9,7 @@ from saw_jax import tokenizer
 from saw_jax.run import registry
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from tests import agent_helpers
+from tests.agent_helpers import play
 
 pytest.importorskip("gymnasium")
 
@@ -21,16 +22,6 @@ NAMES = ("left", "down", "right", "up")
 
 def make(**options):
   return registry.make_task("gymnasium", options)
-
-
-def play(task, actions, split="train", seed=0, **options):
-  """What an episode shows, from its start."""
-  options = {"num_workers": 0, "limit_s": 5, "crash_tolerance": 1, **options}
-  with EnvironmentPool(task, **options) as pool:
-    seen = pool.start([(split, seed)])
-    for action in actions:
-      seen.append(pool.step({0: action})[0])
-  return seen
 
 
 class TestPlaying:

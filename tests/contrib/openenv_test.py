@@ -16,8 +16,8 @@ from openenv.core.env_server.types import Observation, State
 
 from saw_jax import tokenizer
 from saw_jax.run import registry
-from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from tests import agent_helpers
+from tests.agent_helpers import play
 
 ECHO = "echo_world.server.echo_world_environment:EchoWorldEnvironment"
 APP = """
@@ -99,15 +99,6 @@ def server(folder):
 
 def make(**options):
   return registry.make_task("openenv", {"max_steps": 3, **options})
-
-
-def play(task, actions, **options):
-  options = {"num_workers": 0, "limit_s": 5, "crash_tolerance": 1, **options}
-  with EnvironmentPool(task, **options) as pool:
-    seen = pool.start([("train", 0)])
-    for action in actions:
-      seen.append(pool.step({0: action})[0])
-  return seen
 
 
 @pytest.mark.parametrize("where", ["in the process", "in a worker", "served"])

@@ -10,9 +10,9 @@ pytest.importorskip("verifiers")
 from saw_jax import tokenizer
 from saw_jax.run import registry
 from saw_jax.tasks import base
-from saw_jax.tasks.workers.environment_pool import EnvironmentPool
 from saw_jax.tasks.workers.grading import Grader
 from tests import agent_helpers
+from tests.agent_helpers import play
 
 CALL = '<tool_call>{"name": "add", "arguments": {"amount": %s}}</tool_call>'
 
@@ -25,15 +25,6 @@ def tasksets(monkeypatch):
 
 def make(env, **options):
   return registry.make_task("verifiers", {"env": env, "num_test": 4} | options)
-
-
-def play(task, actions, split="train", seed=0, **options):
-  options = {"num_workers": 0, "limit_s": 9, "crash_tolerance": 1, **options}
-  with EnvironmentPool(task, **options) as pool:
-    seen = pool.start([(split, seed)])
-    for action in actions:
-      seen.append(pool.step({0: action})[0])
-  return seen
 
 
 class TestAnswers:

@@ -1,7 +1,6 @@
 """One table and several: what is refused, estimates, failures, Ctrl-C."""
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from saw_jax.reporting.reproduce import Job
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.run import config as config_lib
 from tests import experiments_test, helpers
+from tests.reporting.runs_test import finish
 
 HOUR = 3600.0
 
@@ -26,14 +26,6 @@ def run(capsys):
     return status, capsys.readouterr().out.splitlines()
 
   return run
-
-
-def finish(directory, seeds, commit="abc", config=None):
-  """What `find` reads of a finished run."""
-  directory.mkdir(parents=True)
-  document = {"config": {**(config or {}), "seeds": seeds}, "commit": commit}
-  (directory / "run.json").write_text(json.dumps(document))
-  (directory / "final.json").touch()
 
 
 class TestPlan:
@@ -245,7 +237,7 @@ def test_the_script_refuses_other_commits_before_anything_runs(tmp_path):
   runs = tmp_path / "saw/tool_calling/tiny"
   for row, commit in (("gdpo", "abc"), ("gdpo_saw", "def")):
     config = table.config(row, "tiny").to_dict()
-    finish(runs / f"{row}_seeds_1", [0], commit, config)
+    finish(runs / f"{row}_seeds_1", [0], commit=commit, config=config)
   words = ["--table=saw/tool_calling", "--seeds=1", "--rows=gdpo,gdpo_saw"]
   words += [f"--runs={tmp_path}", f"--out={tmp_path / 'out'}"]
   words = "reproduce", *words

@@ -32,6 +32,7 @@ CONFIG = {"scale": "tiny", "loop": {"num_steps": 9}}
 
 
 def finish(directory, seeds, *, commit="abc", config=CONFIG):
+  """Leaves what `find` reads of a finished run."""
   directory.mkdir(parents=True)
   document = {"config": {**config, "seeds": list(seeds)}, "commit": commit}
   (directory / "run.json").write_text(json.dumps(document))

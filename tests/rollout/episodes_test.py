@@ -126,10 +126,8 @@ def test_a_row_is_its_prompt_and_its_action():
 
 def test_a_step_that_was_not_taken_is_padding():
   played, _, _ = play()
-  rows, expected = (
-    played.transcript,
-    np.arange(4) < np.array(LENGTHS)[..., None],
-  )
+  rows = played.transcript
+  expected = np.arange(4) < np.array(LENGTHS)[..., None]
   np.testing.assert_array_equal(played.steps, expected)
   absent = ~played.steps.reshape(2, -1)
   assert (rows.roles[absent] == PAD).all()

@@ -161,7 +161,7 @@ class TestCurves:
       text
       for key, right in enumerate(rights)
       for text in ["x" if key % 3 == 0 else "yz"[key % 3 - 1]] * right
-      + ["yzy"[:1] if key % 3 == 0 else "x"] * (4 - right)
+      + ["y" if key % 3 == 0 else "x"] * (4 - right)
     ]
     return score(one, texts, step=epoch * self.EPOCH)
 

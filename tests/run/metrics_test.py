@@ -164,11 +164,8 @@ class TestTrackers:
     )
     fake.SQLiteStorage = types.SimpleNamespace(get_logs=lambda *_, **how: [])
     run.settings, run.mode, run.id = run, "online", "x"
-    fake.setup, fake.login, fake.Error = (
-      lambda: run,
-      lambda prompt: True,
-      OSError,
-    )
+    fake.setup, fake.login = lambda: run, lambda prompt: True
+    fake.Error = OSError
     monkeypatch.setitem(sys.modules, name, fake)
     monkeypatch.setitem(sys.modules, "trackio.sqlite_storage", fake)
     log(tmp_path, name, [0])
