@@ -10,6 +10,8 @@ import fsspec
 from etils.epath import backend
 from fsspec.implementations import local
 
+from tests import shared_programs
+
 
 class FakeStore(local.LocalFileSystem):
   """What answers for `gs://` in place of gcsfs."""
@@ -69,5 +71,6 @@ if __name__ == "__main__":  # python -m tests.store_fake ROOT python SCRIPT ...
   install(sys.argv[1])
   sys.argv = sys.argv[3:]
   slow_second()
+  shared_programs.keep_all()
   sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
   runpy.run_path(sys.argv[0], run_name="__main__")

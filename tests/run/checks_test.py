@@ -113,9 +113,7 @@ def test_it_is_refused_before_any_weight(
   assert not (tmp_path / "run").exists()
 
 
-def test_a_step_and_a_task_that_are_not_there_are_said_first(
-  untouched, tmp_path
-):
+def test_a_step_and_a_task_that_are_absent_are_said_first(untouched, tmp_path):
   config = config_lib.load(f"{TOOLS},scale=tiny").lock()
   with pytest.raises(checkpoint.CheckpointError, match="of step 7"):
     build.build(config, [0], tmp_path / "run", resume_step=7)
@@ -161,9 +159,7 @@ def test_components_are_looked_at(components):
     checks.check(made)
 
 
-def test_a_directory_has_to_be_one_that_can_be_written_to(
-  tmp_path, monkeypatch
-):
+def test_a_directory_has_to_be_one_that_can_be_written(tmp_path, monkeypatch):
   made = helpers.experiment()
   (tmp_path / "file").touch()
   for path in ("file", "file/run"):

@@ -275,9 +275,7 @@ class TestRuns:
     with pytest.raises(ValueError, match="gives no entropies"):
       engines.check(world, 1)
 
-  def test_each_group_is_of_the_weights_that_its_ticket_says(
-    self, fake, tmp_path
-  ):
+  def test_each_group_is_of_the_weights_of_its_ticket(self, fake, tmp_path):
     ahead = {"protocol": "fixed_lag", "lag": 1, "actors": 2}
     one = experiment(fake, sections={"asynchronous": ahead})
     none = experiment(fake, sections={"asynchronous": ahead | {"actors": 0}})

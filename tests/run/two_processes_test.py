@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 
 import chex
@@ -82,9 +83,8 @@ def start(workdir, config=script_runs.TOOLS, fields=FIELDS, shape=(2, 2)):
   count, devices = shape
   words = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
   env = {"JAX_NUM_CPU_DEVICES": str(devices)}
-  how = {"config": config, "env": env, **fields}
-  if count == 1:
-    return [script_runs.start(workdir, **how)]
+  before = sys.executable, "-m", "tests.shared_programs"
+  how = {"config": config, "env": env, "before": before, **fields}
   return [
     script_runs.start(workdir, *words, f"--process_id={k}", **how)
     for k in range(count)

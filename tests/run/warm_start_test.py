@@ -116,9 +116,7 @@ class TestWarmStart:
     chex.assert_trees_all_equal(make(tmp_path, config), first)
     assert any("from the cache" in line for line in caplog.messages)
 
-  def test_who_wants_what_another_makes_waits_for_it(
-    self, tmp_path, monkeypatch
-  ):
+  def test_who_wants_what_another_makes_waits(self, tmp_path, monkeypatch):
     made = []
 
     def train(params, *_):
