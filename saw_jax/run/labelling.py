@@ -209,8 +209,7 @@ class VoteLabels(Labels):
     likely = np.zeros(shape, np.float32)
     if strategy.needs_log_probs:
       mean, mask = certainty.mean_probability, sampled.completion_mask
-      likely = np.asarray(jax.vmap(mean)(observed.log_probs, mask))
-      likely = likely.reshape(shape)
+      likely = np.asarray(_map(mean)(observed.log_probs, mask)).reshape(shape)
     seen = truth if strategy.sees_truth else np.zeros(shape, bool)
     groups = selection.Groups(answer_ids, likely, seen)
     chosen, scores, counts = self._select(
@@ -224,12 +223,12 @@ class VoteLabels(Labels):
     chosen = chosen._replace(labelled=bought)
     self._clock.lap("buy")
 
-    winners = np.asarray(_winners(answer_ids))
+    winners = np.asarray(_map(voting.majority_vote)(answer_ids).winner)
     judged = _each(self._relabel, examples, labels, winners, answer_ids, keys)
     rollout = rollouts.score(sampled, judged, self._grader, self._encoder)
     if self._probes is not None:
       correct = (rollout.outcomes == rollouts.RIGHT) & bought[..., None]
-      learned = jax.vmap(replay.probe_labels)(answer_ids, correct)
+      learned = _map(replay.probe_labels)(answer_ids, correct)
       self._learn = features, learned, bought
     if self._curves is not None:
       right = (rollout.outcomes == rollouts.RIGHT).mean(-1)
@@ -286,18 +285,16 @@ class VoteLabels(Labels):
 
   def _audit(self, truth, answer_ids, chosen, counts) -> None:
     """What the true references say, which nothing is trained on."""
-    facts = _facts(answer_ids, truth)
-    found, right = _audit_figures(truth, facts), facts["vote_right"]
+    told = _facts(answer_ids, truth)
+    found, right = _audit_figures(truth, told), told["vote_right"]
     if self.config.gate != "none" or self.config.strategy.has_curves:
-      found |= jax.vmap(selection.gate_figures)(chosen.gated, right)
+      found |= _map(selection.gate_figures)(chosen.gated, right)
     if counts is not None:
-      found |= jax.vmap(selection.count_figures)(
-        counts, facts["correct_outside"], ~chosen.gated
+      found |= _map(selection.count_figures)(
+        counts, told["correct_outside"], ~chosen.gated
       )
     if self._desk is not None:
-      found |= jax.vmap(selection.label_figures)(
-        chosen, right, facts["gaps"], truth
-      )
+      found |= _map(selection.label_figures)(chosen, right, told["gaps"], truth)
     self._log(found)
 
 
@@ -478,7 +475,10 @@ def _keys(seeds: Sequence[int], number: int) -> jax.Array:
   return jax.vmap(lambda root: fold(fold(root, 0x6C6162), number))(roots)
 
 
-_winners = jax.jit(jax.vmap(lambda ids: voting.majority_vote(ids).winner))
+@functools.cache
+def _map(fn: Callable) -> Callable:
+  """Over seeds, as one program."""
+  return jax.jit(jax.vmap(fn))
 
 
 @jax.jit
