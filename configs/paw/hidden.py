@@ -5,9 +5,10 @@
 
 Which key is of which chest is told nowhere, differs from room to room, and is
 the same in all episodes of a room (saw_jax/tasks/vault/task.py). The supervised
-start knows the commands and nothing else: it does what an expert does once in a
-hundred times, and wins less than one episode in thirty. What can be done is not
-listed.
+start has seen an expert that errs in four actions of five: it knows the
+commands, and wins one held-out episode in a hundred (6 of 512, sampled; where
+the expert errs in nine of ten 3, and in 99 of a hundred none, of which nothing
+can be learned). What can be done is not listed.
 
 Rows are those of configs/paw/household.py that bear on the question, and
   paw_rho_05, paw_rho_50   the bound of the clipped error at .05 and .5, where a
@@ -48,7 +49,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   base.set_lengths(config, prompt=48, response=(4, 24))
   config.episodes.max_observation_tokens = 16
   config.warm_start.num_demonstrations = 16384
-  config.warm_start.options.wrong_rate = 0.99
+  config.warm_start.options.wrong_rate = 0.8
   config.warm_start.observation_coefficient = 0.0
   config.loop.num_steps = 100
   config.evaluation.num_examples = 128
