@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 from orbax.checkpoint.path import atomicity
 
 from saw_jax.run import checkpoint
@@ -114,6 +115,13 @@ def test_who_reads_changes_nothing_while_a_save_is_under_way(
 def test_keeps_the_latest_two_and_the_best(store):
   save(store, 1, 2, 3, 4, 5, scores={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.4})
   assert (store.steps, store.best_step) == ([2, 4, 5], 2)
+
+
+def test_a_save_leaves_the_count_of_who_asks_when_to_stop(store, monkeypatch):
+  name = "reached_preemption_sync_point"
+  monkeypatch.setattr(multihost_utils, name, lambda step: pytest.fail("asked"))
+  save(store, 1, 2)
+  assert store.steps == [1, 2]
 
 
 @pytest.mark.parametrize("text", [b"{", b"", b"\xff", b"null", b"[1]", b"{}"])
