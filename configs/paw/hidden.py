@@ -7,8 +7,9 @@ Which key is of which chest is told nowhere, differs from room to room, and is
 the same in all episodes of a room (saw_jax/tasks/vault/task.py). The supervised
 start has seen an expert that errs in four actions of five: it knows the
 commands, and wins one held-out episode in a hundred (6 of 512, sampled; where
-the expert errs in nine of ten 3, and in 99 of a hundred none, of which nothing
-can be learned). What can be done is not listed.
+the expert errs in nine of ten 3; where it errs in 99 of a hundred none of 512
+training episodes, from which nothing can be learned). What can be done is not
+listed.
 
 Rows are those of configs/paw/household.py that bear on the question, and
   paw_rho_05, paw_rho_50   the bound of the clipped error at .05 and .5, where a
