@@ -4,11 +4,11 @@
     --config=saw/objectives:row=gdpo_saw,scale=tiny
 
 Tool calling whose reward is told apart (tasks/tool_calling/objectives.py):
-  format      right in half of the start's answers, soon in all; from then on
-              its reward is the other one in five answers of a hundred
-  names       right in nearly all calls
-  parameters  right in most
-  values      right in some, and learned until the end; it counts three
+  format      right in half of the start's answers, soon in nearly all; its
+              reward is the other one in five answers of a hundred, always
+  names       right in three of four of the start's calls
+  parameters  the same
+  values      right in half, and learned until the end; it counts three
 A weight for what still varies should go to the values; the format goes on
 varying and teaches nothing.
 

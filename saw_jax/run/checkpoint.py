@@ -48,7 +48,7 @@ class _Manager(ocp.CheckpointManager):
   """One that a damaged score does not keep from opening the directory."""
 
   def reached_preemption(self, step: int) -> bool:
-    """The session asks, by a count of its own: the service takes the last."""
+    """Not asked here: JAX keeps one count, which is the session's."""
     return False
 
   def metrics(self, step: int) -> dict[str, float] | None:

@@ -1,8 +1,8 @@
 """Tool calling with several objectives, of which some can be learned no more.
 
 What ToolRL adds up is told apart here: the names of calls, of their parameters,
-and the values, which is hard. Beside them stand a format that is soon always
-right, whose reward errs from then on, and a coin that nobody can learn.
+and the values, which are hard. Beside them stand a format that is soon nearly
+always right, whose reward may err, and a coin that nobody can learn.
 """
 
 import dataclasses
