@@ -11,12 +11,13 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import operator
 import os
 import pathlib
 import sys
 import types
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 # Modules that were read by the paths of their files, and these.
@@ -34,7 +35,20 @@ def needs_extra(extra: str, need: str) -> Iterator[None]:
     raise ImportError(f"{need}: pip install 'saw_jax[{extra}]'") from error
 
 
-def nearest(name: str, choices: Sequence[str]) -> str:
+@contextlib.contextmanager
+def standing_in(name: str, module: types.ModuleType | None) -> Iterator[None]:
+  """Has imports inside find this module by a name; None: that there is none."""
+  before = sys.modules.pop(name, None)
+  sys.modules[name] = module
+  try:
+    yield
+  finally:
+    del sys.modules[name]
+    if before is not None:
+      sys.modules[name] = before
+
+
+def nearest(name: str, choices: Collection[str]) -> str:
   """The end of an error message: the most similar choice, then all of them.
 
   >>> nearest("gdop", ["grpo", "gdpo"])
@@ -58,6 +72,27 @@ def check_options(known: Sequence[str], given: Mapping, what: str) -> None:
   for name in given:
     if name not in known:
       raise TypeError(f"{what} has no option {name!r}: {nearest(name, known)}")
+
+
+def check_choice(what: str, value: str, choices: Collection[str]) -> None:
+  if value not in choices:
+    raise ValueError(f"unknown {what} {value!r}: {nearest(value, choices)}")
+
+
+def check_range(config: Any, interval: str, *names: str) -> None:
+  """Raises for a number of a config that is outside; None is no number.
+
+  >>> check_range(types.SimpleNamespace(rate=1.5), "[0, 1)", "loop.rate")
+  Traceback (most recent call last):
+  ValueError: loop.rate is 1.5; it must be in [0, 1)
+  """
+  low, high = map(float, interval[1:-1].split(","))
+  rises = operator.gt if interval[0] == "(" else operator.ge
+  ends = operator.lt if interval[-1] == ")" else operator.le
+  for name in names:
+    value = getattr(config, name.rpartition(".")[2])
+    if value is not None and not (rises(value, low) and ends(value, high)):
+      raise ValueError(f"{name} is {value}; it must be in {interval}")
 
 
 class Read(BaseException):

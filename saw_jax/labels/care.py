@@ -24,7 +24,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from saw_jax import reductions
+from saw_jax import naming, reductions
 from saw_jax.labels import probes, replay
 from saw_jax.labels.replay import ProbeFeatures, ProbeLabels, Replay
 from saw_jax.settings import constant
@@ -53,16 +53,9 @@ class CareSettings:
   replay_batch: int = constant(16)  # prompts of an update; 0: no replay
 
   def __post_init__(self):
-    least = {"train_steps": 0, "replay_batch": 0, "replay_size": 1}
-    for name, minimum in least.items():
-      if getattr(self, name) < minimum:
-        raise ValueError(
-          f"{name} is {getattr(self, name)}, below {minimum}; without replay, "
-          "set replay_batch to 0"
-        )
-    for name in ("length_scale", "clip_norm"):
-      if not getattr(self, name) > 0:
-        raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+    naming.check_range(self, "[0, inf)", "train_steps", "replay_batch")
+    naming.check_range(self, "[1, inf)", "replay_size")
+    naming.check_range(self, "(0, inf]", "length_scale", "clip_norm")
 
   @property
   def widths(self) -> tuple[int, ...]:
@@ -229,7 +222,6 @@ def clip_gradient(gradient: PyTree, maximum: float) -> tuple[PyTree, Array]:
 
 
 def _vote_loss(response_weight, found, features, labels, where):
-  """Loss and figures of the first probe."""
   (logits, response_logits), correct = found, labels.correct
   rows = jnp.broadcast_to(where[:, None], correct.shape)
   of_vote = probes.balanced_loss(logits, labels.vote_right, where)
@@ -243,7 +235,6 @@ def _vote_loss(response_weight, found, features, labels, where):
 
 
 def _count_loss(logits, features, labels, where):
-  """Loss and figures of the second probe."""
   counts, possible = labels.correct_outside, features.possible
   p = probes.class_probabilities(logits, possible)
   value = probes.count_loss(logits, counts, possible, where)

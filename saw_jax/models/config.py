@@ -3,6 +3,7 @@
 
 import dataclasses
 
+from saw_jax import naming
 from saw_jax.settings import constant
 
 # What the backward pass recomputes of a layer: nothing; everything, also from
@@ -60,9 +61,7 @@ class DecoderConfig:
   param_dtype: str = "float32"  # of the stored parameters
 
   def __post_init__(self):
-    for name in _SIZES:
-      if (size := getattr(self, name)) < 1:
-        raise ValueError(f"{name} must be at least 1, not {size}.")
+    naming.check_range(self, "[1, inf)", *_SIZES)
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
@@ -105,16 +104,10 @@ class DecoderConfig:
         "attention='cudnn' needs dtype bfloat16 or float16 and a head_size "
         f"that 8 divides, up to 128, not {self.dtype} and {self.head_size}."
       )
-    choices = {
-      "remat": REMAT_POLICIES,
-      "attention": ATTENTION,
-      "dtype": _DTYPES,
-      "param_dtype": _DTYPES,
-    }
-    for name, known in choices.items():
-      if (value := getattr(self, name)) not in known:
-        known = ", ".join(known)
-        raise ValueError(f"{name} must be one of {known}, not {value!r}.")
+    naming.check_choice("remat", self.remat, REMAT_POLICIES)
+    naming.check_choice("attention", self.attention, ATTENTION)
+    for name in ("dtype", "param_dtype"):
+      naming.check_choice(name, getattr(self, name), _DTYPES)
 
   @property
   def fits_cudnn(self) -> bool:

@@ -46,10 +46,8 @@ class LoraConfig:
   seed: int = constant(0)  # of A
 
   def __post_init__(self):
-    if self.rank < 0:
-      raise ValueError(f"lora.rank must be 0 or more, not {self.rank}.")
-    if not 0 < self.alpha < math.inf:
-      raise ValueError(f"lora.alpha must be finite, above 0, not {self.alpha}.")
+    naming.check_range(self, "[0, inf)", "lora.rank")
+    naming.check_range(self, "(0, inf)", "lora.alpha")
     # A config file holds lists; a config must be hashable.
     object.__setattr__(self, "targets", tuple(self.targets))
     for name in self.targets:

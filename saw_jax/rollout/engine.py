@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from saw_jax import naming
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.transcript import PromptBatch, Transcript
@@ -62,12 +63,10 @@ class EngineConfig:
     for name in ("concurrency", "deadline_s", "patience_s", "attempts"):
       if not 0 < getattr(self, name) < math.inf:
         raise ValueError(f"rollout.engine_options.{name} is above 0 and finite")
-    if self.beyond not in ("warn", "stop"):
-      raise ValueError("rollout.engine_options.beyond is 'warn' or 'stop'")
-    if self.in_flight not in ("finish", "abort"):
-      raise ValueError(
-        "rollout.engine_options.in_flight is 'finish' or 'abort'"
-      )
+    choices = {"beyond": ("warn", "stop"), "in_flight": ("finish", "abort")}
+    for name, known in choices.items():
+      what = f"rollout.engine_options.{name}"
+      naming.check_choice(what, getattr(self, name), known)
 
 
 class Engine(Protocol):

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from saw_jax import naming
 from saw_jax.settings import constant
 from saw_jax.types import Array
 
@@ -31,14 +32,12 @@ class SamplingConfig:
   greedy: bool = constant(False)
 
   def __post_init__(self):
-    for name, is_right, what in (
-      ("temperature", self.temperature > 0, "above 0 (or set greedy=True)"),
-      ("top_k", self.top_k >= 0, "0 or more"),
-      ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-      ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-    ):
-      if not is_right:
-        raise ValueError(f"{name} must be {what}, not {getattr(self, name)}.")
+    if not self.temperature > 0:
+      said = f"temperature is {self.temperature}; it must be above 0"
+      raise ValueError(f"{said} (or set greedy=True)")
+    naming.check_range(self, "[0, inf)", "top_k")
+    naming.check_range(self, "(0, 1]", "top_p")
+    naming.check_range(self, "[0, 1]", "min_p")
 
   @property
   def truncates(self) -> bool:

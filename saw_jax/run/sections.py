@@ -89,10 +89,7 @@ class RolloutConfig:
 
   def __post_init__(self):
     object.__setattr__(self, "stops", stops_lib.check_stops(self.stops))
-    if self.length_groups < 1:
-      raise ValueError(
-        f"length_groups must be 1 or more, not {self.length_groups}."
-      )
+    naming.check_range(self, "[1, inf)", "rollout.length_groups")
     naming.check_options(
       [field.name for field in dataclasses.fields(engine.EngineConfig)],
       *(self.engine_options, "rollout.engine_options"),
@@ -206,19 +203,14 @@ class LabelConfig:
   def __post_init__(self):
     for name, choices in _CHOICES.items():
       base.check_choice(name, getattr(self, name), choices)
-    for name in ("label_fraction", "gate_fraction"):
-      value = getattr(self, name)
-      if not 0 <= value <= 1:
-        raise ValueError(
-          f"labels.{name} is {value}; it is a share of the batch, from 0 to 1"
-        )
+    for name in ("label_fraction", "gate_fraction"):  # of the batch
+      naming.check_range(self, "[0, 1]", f"labels.{name}")
     if self.strategy.buys and not self.label_fraction:
       raise ValueError(
         f"labels.method is {self.method!r} with a label_fraction of 0, which "
         "buys nothing: say labels.method='vote' to train on votes alone"
       )
-    if self.total < 0:
-      raise ValueError(f"labels.total is {self.total}; it must be 0 or more")
+    naming.check_range(self, "[0, inf)", "labels.total")
     if self.strategy.buys and 0 < self.total < self.price:
       raise ValueError(
         f"labels.total is {self.total:g}, which does not pay one label at "

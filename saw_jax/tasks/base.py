@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from saw_jax.naming import nearest
+from saw_jax.naming import check_choice, check_range, nearest  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,19 +123,10 @@ def token_limits(task: Task) -> dict[int, int]:
   return {names.index(name): limit for name, limit in limits.items()}
 
 
-def check_choice(what: str, value: str, choices: Collection[str]) -> None:
-  if value not in choices:
-    raise ValueError(f"unknown {what} {value!r}: {nearest(value, choices)}")
-
-
 def check_split(split: str, splits: Collection[str]) -> None:
   if split not in splits:
     raise ValueError(f"no split {split!r}: {nearest(split, splits)}")
 
 
 def check_positive(config: Any, *names: str) -> None:
-  """Raises if one of a config's numbers is not positive; None is no number."""
-  for name in names:
-    value = getattr(config, name)
-    if value is not None and value < 1:
-      raise ValueError(f"{name} is not positive: {value}.")
+  check_range(config, "[1, inf)", *names)

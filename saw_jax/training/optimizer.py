@@ -1,12 +1,12 @@
 """The optimizer, from its settings."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from saw_jax import naming
 from saw_jax.settings import constant
 from saw_jax.types import Array
 
@@ -33,26 +33,12 @@ class OptimizerConfig:
   state_dtype: str = "float32"
 
   def __post_init__(self):
-    if self.schedule not in SCHEDULES:
-      raise ValueError(
-        f"unknown schedule {self.schedule!r}; choose one of {SCHEDULES}"
-      )
-    if self.state_dtype not in STATE_DTYPES:
-      raise ValueError(
-        f"unknown state_dtype {self.state_dtype!r}; choose one of "
-        f"{STATE_DTYPES}"
-      )
-    for name, is_right, wanted in (
-      ("learning_rate", 0 <= self.learning_rate < math.inf, "finite, from 0"),
-      ("weight_decay", 0 <= self.weight_decay < math.inf, "finite, from 0"),
-      ("b1", 0 <= self.b1 < 1, "from 0 to below 1"),
-      ("b2", 0 <= self.b2 < 1, "from 0 to below 1"),
-      ("eps", 0 < self.eps < math.inf, "above 0"),
-      ("clip_norm", self.clip_norm > 0, "above 0"),
-    ):
-      if not is_right:
-        value = getattr(self, name)
-        raise ValueError(f"{name} is {value}; it must be {wanted}")
+    naming.check_choice("schedule", self.schedule, SCHEDULES)
+    naming.check_choice("state_dtype", self.state_dtype, STATE_DTYPES)
+    naming.check_range(self, "[0, inf)", "learning_rate", "weight_decay")
+    naming.check_range(self, "[0, 1)", "b1", "b2")
+    naming.check_range(self, "(0, inf)", "eps")
+    naming.check_range(self, "(0, inf]", "clip_norm")
 
   @property
   def can_overflow(self) -> bool:

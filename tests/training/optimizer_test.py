@@ -19,14 +19,14 @@ Config = optimizer_lib.OptimizerConfig
     ({"schedule": "linaer"}, "unknown schedule 'linaer'.*cosine"),
     (
       {"learning_rate": -1e-6},
-      "learning_rate is -1e-06; it must be finite, from 0",
+      r"learning_rate is -1e-06; it must be in \[0, inf\)",
     ),
     ({"state_dtype": "float16"}, "'float16'.*bfloat16"),
-    ({"clip_norm": 0.0}, "clip_norm is 0.0; it must be above 0"),
-    ({"b1": 1.0}, "b1 is 1.0; it must be from 0 to below 1"),
+    ({"clip_norm": 0.0}, r"clip_norm is 0.0; it must be in \(0, inf\]"),
+    ({"b1": 1.0}, r"b1 is 1.0; it must be in \[0, 1\)"),
     ({"b2": 1.5}, "b2 is 1.5"),
     ({"b1": -0.1}, "b1 is -0.1"),
-    ({"eps": 0.0}, "eps is 0.0; it must be above 0"),
+    ({"eps": 0.0}, r"eps is 0.0; it must be in \(0, inf\)"),
     ({"weight_decay": -0.01}, "weight_decay is -0.01"),
     *(
       ({name: value}, f"{name} is {value}")

@@ -49,8 +49,7 @@ class KnightsConfig(answer_task.AnswerConfig):
       base.check_choice("template", self.template, _TEMPLATES)
     if not self.people or not all(2 <= n <= len(_NAMES) for n in self.people):
       raise ValueError(f"people are not from 2 to 8: {self.people}.")
-    if not 0 < self.compound_rate <= 1:
-      raise ValueError(f"compound_rate is not in (0, 1]: {self.compound_rate}.")
+    base.check_range(self, "(0, 1]", "compound_rate")
     super().__post_init__()
 
   @property
@@ -183,10 +182,8 @@ class KnightsTask(answer_task.AnswerTask):
     count = draws.choice(config.people)
     if split.startswith("people_"):
       count, split = int(split.removeprefix("people_")), "test"
-    claims, roles = puzzles.draw_puzzle(
-      draws, split, count, config.compound_rate
-    )
-    names = _NAMES[:count]
+    rate, names = config.compound_rate, _NAMES[:count]
+    claims, roles = puzzles.draw_puzzle(draws, split, count, rate)
     if config.shuffle_names:
       names = tuple(draws.sample(_NAMES, count))
     users: dict[str, list[str]] = {}

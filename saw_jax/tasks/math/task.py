@@ -55,12 +55,10 @@ class MathConfig(answer_task.AnswerConfig):
     base.check_choice("template", self.template or "plain", _TEMPLATES)
     if not self.levels or not set(self.levels) <= set(problems.LEVELS):
       raise ValueError(f"levels are not from 1 to 4: {self.levels}.")
-    if not 0 <= self.word_share <= 1:
-      raise ValueError(f"word_share is not a share: {self.word_share}.")
+    base.check_range(self, "[0, 1]", "word_share")
     if not self.generators:
       raise ValueError("generators are empty.")
-    if self.length_limit < 0:
-      raise ValueError(f"length_limit is negative: {self.length_limit}.")
+    base.check_range(self, "[0, inf)", "length_limit")
     if self.conditioned and not self.length_limit:
       raise ValueError("conditioned needs a length_limit.")
     super().__post_init__()

@@ -26,8 +26,7 @@ class ToolObjectivesConfig(task.ToolCallingConfig):
   def __post_init__(self):
     for name in self.objectives:
       base.check_choice("objectives", name, _MAXIMA)
-    if not 0 <= self.error_rate <= 1:
-      raise ValueError(f"error_rate is not a share: {self.error_rate}.")
+    base.check_range(self, "[0, 1]", "error_rate")
     super().__post_init__()
 
   @property

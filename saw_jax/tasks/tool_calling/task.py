@@ -63,8 +63,7 @@ class ToolCallingConfig(answer_task.AnswerConfig):
     low, high = self.num_distractors
     if not 0 <= low <= high:
       raise ValueError(f"num_distractors is not a range: {low}, {high}.")
-    if not 0 <= self.no_call_share <= 1:
-      raise ValueError(f"no_call_share is not a share: {self.no_call_share}.")
+    base.check_range(self, "[0, 1]", "no_call_share")
     weights = self.call_weights
     if not 1 <= len(weights) <= 3 or min(weights) < 0 or sum(weights) <= 0:
       raise ValueError(f"call_weights are not one to three weights: {weights}.")
