@@ -36,10 +36,8 @@ class Draws:
 
   def sample(self, items: Sequence[_T], count: int) -> list[_T]:
     """Returns some of the items in random order, none twice."""
-    left = list(items)
-    return [
-      left.pop(int(self._random.random() * len(left))) for _ in range(count)
-    ]
+    left, draw = list(items), self._random.random
+    return [left.pop(int(draw() * len(left))) for _ in range(count)]
 
 
 def split_of(content: str) -> str:

@@ -250,10 +250,9 @@ class FormTask(AgentTask):
   """A task in two forms: English with tags, and one of few tokens.
 
   The compact form is for policies that start from nothing: each task has a
-  tokenizer for it, and a reply is the action and nothing else. A subclass
-  writes compact prompts in `_compact(situation, history, shown)`, with the last
-  `shown` steps, and knows in `_is_action(text)` what a compact reply may be. It
-  has the class of its config as `Config`, and makes environments in `_make`.
+  tokenizer for it, and a reply is the action and nothing else. A subclass knows
+  in `_is_action(text)` what a compact reply may be. It has the class of its
+  config as `Config`, and makes environments in `_make`.
   """
 
   Config: type
@@ -261,15 +260,14 @@ class FormTask(AgentTask):
   _subject = ""  # ... and what it is to reason about
   _longest_prompt = 10**9  # characters; a longer one goes without history
 
-  def __init__(
-    self, config: Any = None, episodes: Mapping[str, int] | None = None
-  ):
+  def __init__(self, config: Any = None, parts: Mapping[str, Sequence] = {}):
+    """Takes what the episodes of each split are of, where they are given."""
     self.config = config = config or self.Config()
     self.is_compact = getattr(config, "form", "english") == "compact"
     self.max_steps, self.max_return = config.max_steps, config.reward
-    if not episodes:
-      episodes = {"train": config.num_train, "test": config.num_test}
-    self.episodes = episodes
+    self.episodes = {split: len(several) for split, several in parts.items()}
+    if not parts:
+      self.episodes = {"train": config.num_train, "test": config.num_test}
 
   def make(self, split: str) -> Environment:
     base.check_split(split, self.episodes)
@@ -305,6 +303,10 @@ class FormTask(AgentTask):
       actions=", ".join(map("'{}'".format, situation.actions)),
       subject=self._subject,
     )
+
+  def _compact(self, situation: Situation, history: History, shown: int) -> str:
+    actions = ";".join(action for _, action in history[len(history) - shown :])
+    return f"{situation.task}|{actions}|{situation.observation}>"
 
 
 def find_blocks(text: str, *names: str) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,18 +50,9 @@ def split_words(text: str) -> list[str]:
 
 def _import_bm25s() -> Any:
   """Imports bm25s without JAX, with which it would take a device's memory."""
-  if "bm25s" in sys.modules:
-    return sys.modules["bm25s"]
-  there = sys.modules.pop("jax", None)
-  # None in the table of modules is how Python says that there is none.
-  sys.modules["jax"] = None
-  try:
-    with naming.needs_extra("search", "searching needs bm25s"):
-      import bm25s
-  finally:
-    del sys.modules["jax"]
-    if there is not None:
-      sys.modules["jax"] = there
+  need = "searching needs bm25s"
+  with naming.standing_in("jax", None), naming.needs_extra("search", need):
+    import bm25s
   # It would tell of each index in the log of a run.
   logging.getLogger("bm25s").setLevel(logging.WARNING)
   return bm25s

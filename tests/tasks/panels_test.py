@@ -21,10 +21,9 @@ from tests import agent_helpers, helpers
 
 FILE = pathlib.Path(__file__).parents[2] / "configs" / "panels.json"
 PANELS = json.loads(FILE.read_text()) if FILE.exists() else {}
-CASES = [
-  f"paw/{name}:tiny" for name in ("household", "hidden", "search", "shop")
-]
-CASES += [f"paw/{name}:paper" for name in ("household", "search", "shop")]
+TASKS = ("household", "search", "shop")
+CASES = [f"paw/{name}:tiny" for name in (*TASKS, "hidden")]
+CASES += [f"paw/{name}:paper" for name in TASKS]
 
 
 def task_of(case):

@@ -27,9 +27,9 @@ def test_each_kind_of_file_has_the_same_rows(tmp_path):
 def test_a_file_that_is_none_is_one_sentence(tmp_path):
   (tmp_path / "y.json").mkdir()
   for name in ("x.json", "x.jsonl", "x.parquet", "y.json"):
-    what = (
-      "there is no such file." if name[0] == "x" else "a folder, not a file."
-    )
+    what = "a folder, not a file."
+    if name[0] == "x":
+      what = "there is no such file."
     with pytest.raises(FileNotFoundError) as info:
       list(row_files.read_rows(tmp_path / name))
     assert str(info.value) == f"{tmp_path / name}: {what}"

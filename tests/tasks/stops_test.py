@@ -73,7 +73,6 @@ class TestCountTokens:
   def test_is_the_first_prefix_that_has_it(self):
     ids = BYTES.encode("née en été, née")
     for text in ("é", "né", "e e", ", n", "n"):
-      expected = next(
-        n for n in range(len(ids) + 1) if text in BYTES.decode(ids[:n])
-      )
+      sizes = range(len(ids) + 1)
+      expected = next(n for n in sizes if text in BYTES.decode(ids[:n]))
       assert stops.count_tokens(ids, BYTES.decode, [text]) == expected

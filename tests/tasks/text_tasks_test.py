@@ -92,9 +92,7 @@ class TestEpisodes:
     max_examples=25,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
   )
-  def test_any_text_is_an_action_and_a_seed_is_an_episode(
-    self, task, seed, texts
-  ):
+  def test_any_text_is_an_action_and_a_seed_an_episode(self, task, seed, texts):
     env = task.make("train")
     walk(task, seed + 1, env=env)  # what came before leaves nothing behind
     seen = walk(task, seed, moves=texts, env=env)
@@ -249,9 +247,7 @@ class TestWords:
     ("name", "action", "observation", "prompt"),
     [("household", 6, 24, 56), ("shop", 6, 48, 94), ("search", 5, 24, 84)],
   )
-  def test_compact_texts_are_few_tokens(
-    self, name, action, observation, prompt
-  ):
+  def test_compact_ones_are_few_tokens(self, name, action, observation, prompt):
     encode = registry.make_tokenizer(name).encode
     task = TASKS[f"{name}, compact"]
     for step in task.demonstrations(400, seed=0, wrong_rate=0.5):

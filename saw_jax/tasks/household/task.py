@@ -34,9 +34,8 @@ class HouseholdConfig:
     base.check_choice("form", self.form, environments.FORMS)
     for kind in self.kinds:
       base.check_choice("kind", kind, world.KINDS)
-    base.check_positive(
-      self, "num_train", "num_test", "receptacles", "max_steps"
-    )
+    counts = "num_train", "num_test", "receptacles", "max_steps"
+    base.check_positive(self, *counts)
 
 
 class HouseholdTask(environments.FormTask):

@@ -130,10 +130,9 @@ def _is_same(one: forms.Form, other: forms.Form, parse: Any) -> bool:
     lists = one.parts, other.parts
     if other.brackets in ("", "\\{\\}"):  # in any order
       lists = map(sorted, lists)
-    is_short = len(one.parts) == len(other.parts) <= _MAX_PARTS
-    return is_short and all(
-      _is_same(*p, parse) for p in zip(*lists, strict=True)
-    )
+    if not len(one.parts) == len(other.parts) <= _MAX_PARTS:
+      return False
+    return all(_is_same(*pair, parse) for pair in zip(*lists, strict=True))
   texts = one.text, other.text
   called, known = map(forms.functions, texts)
   work = map(operator.gt, _work(one.text), _work(other.text))
@@ -179,9 +178,8 @@ def _is_zero(one: str, other: str, parse: Any) -> bool:
     difference = parsed(one) - parsed(other)
     found = {x: names[int(x.name[2:])] for x in difference.free_symbols}
     units = {x: sympy.I for x, name in found.items() if name == "i"}
-    points = {
-      x: sympy.Rational(17 + names.index(n), 29) for x, n in found.items()
-    }
+    tops = {x: 17 + names.index(name) for x, name in found.items()}
+    points = {x: sympy.Rational(top, 29) for x, top in tops.items()}
     value = difference.subs({**points, **units}).evalf(_DIGITS)
     is_near = abs(value) < 10.0 ** (-_DIGITS / 2)
     return bool(is_near and sympy.simplify(difference.subs(units)) == 0)

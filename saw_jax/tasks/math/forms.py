@@ -212,10 +212,8 @@ def _root(degree: fractions.Fraction | int, value: fractions.Fraction):
   if value < 0 and degree % 2:
     return -_root(degree, -value)
   # What floats do not find is no root.
-  parts = map(abs, value.as_integer_ratio())
-  root = fractions.Fraction(
-    *(math.floor(n ** (1 / degree) + 0.5) for n in parts)
-  )
+  parts = (abs(n) ** (1 / degree) + 0.5 for n in value.as_integer_ratio())
+  root = fractions.Fraction(*map(math.floor, parts))
   if root**degree != value:
     raise ValueError
   return root

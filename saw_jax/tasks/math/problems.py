@@ -45,12 +45,9 @@ def draw_problem(
   ]
   while True:
     shape, ranges = draws.choice(shapes)
-    operands = {
-      letter: draws.choice(range(low, high + 1))
-      for letter, (low, high) in zip(
-        "abcd", map(_WORDS["ranges"].get, ranges), strict=False
-      )
-    }
+    ends = map(_WORDS["ranges"].get, ranges)
+    drawn = [draws.choice(range(low, high + 1)) for low, high in ends]
+    operands = dict(zip("abcd", drawn, strict=False))
     expression = "".join(str(operands.get(c, c)) for c in shape)
     if _is_small(expression) and split_of(expression) == split:
       break

@@ -24,9 +24,7 @@ class RowsConfig:
   rows: Any = ()
   prompt: str = "prompt"
   rewards: Any = ()
-  ranges: Mapping[str, Sequence[float]] = dataclasses.field(
-    default_factory=dict
-  )
+  ranges: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   answer: str = ""
   answer_key: Any = None
   system: str = ""
@@ -85,8 +83,8 @@ class RowsTask:
         split["train"].append(one)
     if not split["train"]:
       raise ValueError(
-        f"{self._where()}: of {len(found)} rows none is left to train on, with "
-        f"test={test}"
+        f"{_place(config.rows)}: of {len(found)} rows none is left to train on,"
+        f" with test={test}"
       )
     return split
 
@@ -110,36 +108,30 @@ class RowsTask:
     for name in ("rows", "test"):
       value = getattr(config, name)
       if _is_path(value):
-        written[name] = str(pathlib.Path(value).resolve())
-      elif isinstance(value, float):
-        written[name] = value
-      else:
-        written[name] = _write(folder, value)
-    written["rewards"] = {
-      one.name: naming.place_of(one.fn) for one in self._rewards
-    }
-    ranges = {one.name: (one.minimum, one.maximum) for one in self._rewards}
-    kept = {k: getattr(config, k) for k in ("prompt", "answer", "system")}
+        value = str(pathlib.Path(value).resolve())
+      elif not isinstance(value, float):
+        value = _write(folder, value)
+      written[name] = value
+    given = self._rewards
+    written["rewards"] = {one.name: naming.place_of(one.fn) for one in given}
+    written |= {k: getattr(config, k) for k in ("prompt", "answer", "system")}
     if config.answer_key is not None:
-      kept["answer_key"] = naming.place_of(_function(config.answer_key))
-    return {**written, **kept, "ranges": ranges}
+      written["answer_key"] = naming.place_of(_function(config.answer_key))
+    ranges = {one.name: (one.minimum, one.maximum) for one in given}
+    return {**written, "ranges": ranges}
 
   def _score(self, pairs: Sequence[tuple[base.Example, str]]):
     texts = [text for _, text in pairs]
     rows = [example.meta["row"] for example, _ in pairs]
     best = tuple(one.maximum for one in self._rewards)
+    outcomes = base.Outcome.WRONG, base.Outcome.RIGHT
     return [
-      base.Score(
-        values, base.Outcome.RIGHT if values == best else base.Outcome.WRONG
-      )
+      base.Score(values, outcomes[values == best])
       for values in rewards_lib.columns(self._rewards, texts, rows)
     ]
 
-  def _where(self) -> str:
-    return str(self.config.rows) if _is_path(self.config.rows) else "rows"
-
   def _read(self, source: Any, first_key: int) -> list[base.Example]:
-    where = str(source) if _is_path(source) else "rows"
+    where = _place(source)
     rows = row_files.read_rows(source) if _is_path(source) else source
     found = []
     for number, row in enumerate(rows):
@@ -210,6 +202,10 @@ def _is_path(given: Any) -> bool:
   return isinstance(given, str | os.PathLike)
 
 
+def _place(source: Any) -> str:
+  return str(source) if _is_path(source) else "rows"
+
+
 def _listed(rows: Any) -> list[Row]:
   """Rows of a list, an iterator or a data set, as plain dicts."""
   if isinstance(rows, Mapping):
@@ -232,9 +228,7 @@ def _messages(asked: Any) -> tuple[Mapping[str, str], ...]:
   if isinstance(asked, str):
     return ({"role": "user", "content": asked},)
   if not isinstance(asked, list | tuple) or not asked:
-    raise ValueError(
-      f"a prompt is a text or a list of chat messages, not {asked!r}"
-    )
+    raise ValueError(f"a prompt is a text or a list of messages, not {asked!r}")
   return row_files.messages({"prompt": list(asked)})
 
 

@@ -24,7 +24,7 @@ _BLOCK = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 # A number whose sign or point counts.
-_NUMBER = re.compile(r"[^\w-]*(-[0-9,]+|-?[0-9,]*\.[0-9]+)\W*")
+_NUMBER = re.compile(r"[^\w-]*(-[0-9,]*[0-9]|-?[0-9,]*\.[0-9]+)\W*")
 _PROMPT = base.asset(__file__, "searcher.txt")
 # The pieces of compact prompts, of questions, of actions, and of passages.
 PIECES = base.asset(__file__, "pieces.json")
@@ -128,8 +128,7 @@ class SearchTask(environments.FormTask):
   def __init__(self, config: SearchConfig | None = None):
     config = config or SearchConfig()
     self._library, self._questions = _open(config)
-    sizes = {name: len(several) for name, several in self._questions.items()}
-    super().__init__(config, sizes)
+    super().__init__(config, self._questions)
 
   def __reduce__(self):
     # The index is made again where it is needed.
@@ -193,8 +192,7 @@ class SearchTask(environments.FormTask):
 
   def _starts(self, split: str, seed: int) -> Iterator[tuple[int, Draws]]:
     questions = range(self.num_episodes(split))
-    for number in itertools.count():
-      draws = Draws("search expert", split, seed, number)
+    for _, draws in super()._starts(split, seed):
       yield draws.choice(questions), draws
 
 

@@ -86,8 +86,7 @@ class ShopTask(environments.FormTask):
   def __init__(self, config: ShopConfig | None = None):
     config = config or ShopConfig()
     self._catalogue, self._instructions = _open(config)
-    sizes = {name: len(several) for name, several in self._instructions.items()}
-    super().__init__(config, sizes)
+    super().__init__(config, self._instructions)
 
   def __reduce__(self):
     # Products and index are made again where they are needed: they may be far
@@ -122,10 +121,6 @@ class ShopTask(environments.FormTask):
   def _english(self, situation: Situation, history: History, shown: int) -> str:
     # The shortest form does not tell that there were steps.
     return super()._english(situation, history if shown else (), shown)
-
-  def _compact(self, situation: Situation, history: History, shown: int) -> str:
-    actions = ";".join(action for _, action in history[len(history) - shown :])
-    return f"{situation.task}|{actions}|{situation.observation}>"
 
   def _is_action(self, text: str) -> bool:
     return len(text) <= _LONGEST_ACTION and bool(_ACTION.fullmatch(text))

@@ -62,10 +62,8 @@ def _canonical(calls: Calls, has_response: bool) -> str:
   """Raises where a call is none."""
   if not all(isinstance(call["name"], str) for call in calls):
     raise TypeError("a name is text")
-  plain = [
-    {"name": call["name"], "parameters": dict(call["parameters"])}
-    for call in calls
-  ]
+  pairs = [(call["name"], dict(call["parameters"])) for call in calls]
+  plain = [{"name": name, "parameters": values} for name, values in pairs]
   plain = json.loads(json.dumps(plain), parse_float=_number)
   return json.dumps({"calls": plain, "response": has_response}, sort_keys=True)
 

@@ -12,11 +12,11 @@ import json
 import pathlib
 import re
 import statistics
-import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from saw_jax import naming
 from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.row_files import field, read_lines
 from saw_jax.tasks.tool_calling import rewards
@@ -136,9 +136,8 @@ def score(example: base.Example, completion: str) -> base.Score:
   leaderboard's accuracy.
   """
   right = is_right(example, completion)
-  is_formatted = rewards.format_reward(
-    rewards.extract_completion(completion), gold_completion(example)
-  )
+  answer = rewards.extract_completion(completion)
+  is_formatted = rewards.format_reward(answer, gold_completion(example))
   outcome = base.Outcome.RIGHT if right else base.Outcome.WRONG
   if not right and read_calls(completion) is None:
     outcome = base.Outcome.UNPARSABLE
@@ -213,17 +212,11 @@ def _checker() -> tuple[Callable[..., dict[str, Any]], Any]:
   find_package()
   # The checker asks one question of a table of all models and their clients,
   # which cannot be imported without them: whether dots in names are kept.
-  before = sys.modules.get(_STUBBED)
   stub = types.ModuleType(_STUBBED)
   keeps_dots = types.SimpleNamespace(underscore_to_dot=False)
   stub.MODEL_CONFIG_MAPPING = {_MODEL.replace("_", "/"): keeps_dots}
-  sys.modules[_STUBBED] = stub
-  try:
+  with naming.standing_in(_STUBBED, stub):
     from bfcl_eval.eval_checker.ast_eval import ast_checker
-  finally:
-    del sys.modules[_STUBBED]
-    if before is not None:
-      sys.modules[_STUBBED] = before
   from bfcl_eval.constants.enums import Language
 
   return ast_checker.ast_checker, Language

@@ -163,11 +163,10 @@ def _run(line: str, offered: Sequence[str]) -> str:
   for p in known:
     if p["name"] not in values:
       return f"{name} needs {p['name']}"
-    value = values[p["name"]]
-    if not isinstance(value, _TYPES[p["type"]]) or (
-      isinstance(value, bool) != (p["type"] == "boolean")
-    ):
-      return f"{p['name']} is {p['type']}"
+    value, kind = values[p["name"]], p["type"]
+    is_flag = isinstance(value, bool)
+    if not isinstance(value, _TYPES[kind]) or is_flag != (kind == "boolean"):
+      return f"{p['name']} is {kind}"
     text = value if isinstance(value, str) else json.dumps(value)
     said.append(text[:_MAX_ECHO])
   if len(values) > len(known):

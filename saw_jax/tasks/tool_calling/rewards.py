@@ -170,7 +170,11 @@ def call_score(completion: str, gold: Sequence[Call]) -> float | None:
   # the digit limit, lists where a name should be. All of it is one outcome.
   try:
     calls = _load_calls(completion)
-    return 1.0 if calls == gold else _similarity(gold, calls)
+    score, matches = _compare(gold, calls)
+    for named, equal in matches:
+      score += named + equal
+    most = 1.0 + sum(1.0 + len(call["parameters"]) for call in gold)
+    return 1.0 if calls == gold else score / most
   except Exception:
     return None
 
@@ -201,13 +205,6 @@ def find_block(text: str) -> str | None:
 def _load_calls(text: str) -> list[Any]:
   lines = (find_block(text) or "").split("\n")
   return [json.loads(line) for line in lines]
-
-
-def _similarity(gold: Sequence[Call], calls: list[Any]) -> float:
-  score, matches = _compare(gold, calls)
-  for named, equal in matches:
-    score += named + equal
-  return score / (1.0 + sum(1.0 + len(c["parameters"]) for c in gold))
 
 
 def _compare(

@@ -86,7 +86,8 @@ class Vault(environments.Environment):
     if verb != "open" or name not in self.closed or not self.hand:
       return self._seen(_NOTHING), 0.0, False
     if self.key_of[name] != self.hand:
-      return self._seen(f"key of {self._owner()}"), 0.0, False
+      owner = next(c for c, key in self.key_of.items() if key == self.hand)
+      return self._seen(f"key of {owner}"), 0.0, False
     found = self.closed.pop(name)
     is_won = name == self.goal
     self.floor = sorted({*self.floor, found} - {"", self.wanted})
@@ -97,9 +98,6 @@ class Vault(environments.Environment):
   def admissible_actions(self) -> list[str]:
     takes = [f"take {key}" for key in self.floor]
     return takes + [f"open {chest}" for chest in self.closed if self.hand]
-
-  def _owner(self) -> str:
-    return next(c for c, key in self.key_of.items() if key == self.hand)
 
   def _seen(self, said: str) -> str:
     hand = f"hand {self.hand}" if self.hand else "hand"
@@ -132,10 +130,6 @@ class VaultTask(environments.FormTask):
     # What can be done is not listed.
     forms = situation._replace(actions=("take KEY", "open CHEST"))
     return super()._english(forms, history, shown)
-
-  def _compact(self, situation: Situation, history: History, shown: int) -> str:
-    actions = [action for _, action in history[len(history) - shown :]]
-    return f"{situation.task}|{';'.join(actions)}|{situation.observation}>"
 
   def _is_action(self, text: str) -> bool:
     return text.startswith(("take ", "open ")) and len(text) <= 40

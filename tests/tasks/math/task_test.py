@@ -127,9 +127,8 @@ class TestDemonstrations:
   )
   def test_rates_are_met(self, right_rate, box_rate):
     made = task()
-    pairs = made.demonstrations(
-      2000, seed=0, right_rate=right_rate, box_rate=box_rate
-    )
+    rates = dict(right_rate=right_rate, box_rate=box_rate)
+    pairs = made.demonstrations(2000, seed=0, **rates)
     scores = [made.score(*pair) for pair in pairs]
     right = statistics.mean(score.values[0] for score in scores)
     read = statistics.mean(s.outcome is not Outcome.UNPARSABLE for s in scores)

@@ -162,9 +162,7 @@ class TestDamage:
     "name", ["items_shuffle", "items_ins_v2", "items_human_ins"]
   )
   @pytest.mark.parametrize("content", ["", "{", "3", "[]", None])
-  def test_a_damaged_or_missing_file_is_named(
-    self, read, tmp_path, name, content
-  ):
+  def test_a_bad_or_missing_file_is_named(self, read, tmp_path, name, content):
     path = tmp_path / f"{name}.json"
     if content is None:
       path.mkdir()  # no file

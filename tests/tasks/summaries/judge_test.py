@@ -16,14 +16,7 @@ import time
 import pytest
 
 from saw_jax.tasks.summaries import judge as judge_lib
-from saw_jax.tasks.summaries.judge import (
-  Judge,
-  JudgeCache,
-  JudgeConfig,
-  JudgeError,
-  Unscored,
-  read_scores,
-)
+from saw_jax.tasks.summaries.judge import Judge, JudgeCache, JudgeError
 from tests import helpers
 
 NAMES = ("quality", "conciseness")
@@ -123,13 +116,13 @@ def make(stub, tmp_path):
   def make(**options):
     values = {"url": stub.url, "model": "m", "backoff_s": 0.01, "attempts": 3}
     values |= {"cache": str(tmp_path / "judge.sqlite"), **options}
-    return Judge(JudgeConfig(**values), NAMES)
+    return Judge(judge_lib.JudgeConfig(**values), NAMES)
 
   return make
 
 
 def unscored(judge, summary="a summary"):
-  with pytest.raises(Unscored) as info:
+  with pytest.raises(judge_lib.Unscored) as info:
     judge.judge("a text", summary)
   return info.value.kind, str(info.value)
 
@@ -170,9 +163,7 @@ class TestVerdicts:
       ({}, ("a", "bc")),  # Texts are not run together.
     ],
   )
-  def test_another_question_is_asked(
-    self, stub, make, tmp_path, options, texts
-  ):
+  def test_a_new_question_is_asked(self, stub, make, tmp_path, options, texts):
     make().judge("ab", "c")
     if "rubric" in options:
       (tmp_path / "rubric.txt").write_text(options["rubric"])
@@ -395,11 +386,12 @@ BOTH = {"quality": 7.0, "conciseness": 8.5}
   ],
 )
 def test_scores_are_read_or_it_is_said_why_not(text, found):
+  read = judge_lib.read_scores
   if isinstance(found, dict):
-    assert read_scores(text, NAMES, "M-1") == found
+    assert read(text, NAMES, "M-1") == found
   else:
-    with pytest.raises(Unscored, match=found):
-      read_scores(text, NAMES, "M-1")
+    with pytest.raises(judge_lib.Unscored, match=found):
+      read(text, NAMES, "M-1")
 
 
 class TestConfig:
@@ -418,8 +410,9 @@ class TestConfig:
     ],
   )
   def test_nonsense_is_named(self, values, word):
+    values = {"url": "http://localhost/v1", "model": "m", **values}
     with pytest.raises(JudgeError, match=word) as info:
-      JudgeConfig(**{"url": "http://localhost/v1", "model": "m", **values})
+      judge_lib.JudgeConfig(**values)
     assert KEY not in str(info.value)
 
   def test_the_rubric_has_to_name_what_it_scores(self, make, tmp_path):

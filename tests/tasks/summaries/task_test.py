@@ -230,9 +230,8 @@ class TestRead:
 )
 def test_leaks(text, summary, leaks):
   test = [
-    base.Example(
-      0, (), "Returns a thing.", {"source": numbered(0, 27)}
-    ),  # 20 runs
+    # 20 runs.
+    base.Example(0, (), "Returns a thing.", {"source": numbered(0, 27)}),
     base.Example(1, (), "s", {"source": "two words"}),
   ]
   row = base.Example(0, (), summary, {"source": text})

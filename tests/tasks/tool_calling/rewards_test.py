@@ -122,9 +122,7 @@ class TestFormatReward:
     length=st.integers(0, 12),
     new=st.sampled_from(["", "\n", "a", "</think>", "<response>", "\n\n"]),
   )
-  def test_finds_what_the_patterns_find(
-    self, reference, pieces, cut, length, new
-  ):
+  def test_finds_what_patterns_find(self, reference, pieces, cut, length, new):
     near = reference[:cut] + new + reference[cut + length :]
     for text in (pieces, "<think>" + pieces, near):
       found = rewards.format_reward(text, reference)
@@ -195,9 +193,8 @@ class TestCallScore:
     ],
   )
   def test_values_compare_as_python_compares(self, gold, answer, is_equal):
-    found = rewards.call_score(
-      text_of(call("a", p=answer)), [call("a", p=gold)]
-    )
+    said = text_of(call("a", p=answer))
+    found = rewards.call_score(said, [call("a", p=gold)])
     assert found == (1.0 if is_equal else 2 / 3)
 
   def test_equality_comes_before_the_values(self):

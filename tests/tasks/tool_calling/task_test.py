@@ -59,9 +59,8 @@ class TestExamples:
 
   def test_calls_and_offers_may_be_fixed(self):
     options = {"no_call_share": 0.0, "call_weights": (0.0, 1.0)}
-    for example in make(num_distractors=(0, 0), **options).examples("train")[
-      :99
-    ]:
+    task = make(num_distractors=(0, 0), **options)
+    for example in task.examples("train")[:99]:
       calls = rewards.read(example.reference).calls
       assert len(calls) == 2
       assert {call["name"] for call in calls} == set(example.meta["offered"])
@@ -122,9 +121,7 @@ class TestScore:
 @pytest.mark.parametrize(
   "format_rate, call_rate", [(0.0, 1.0), (1.0, 0.0), (0.3, 0.6)]
 )
-def test_rates_of_demonstrations_are_met_and_independent(
-  format_rate, call_rate
-):
+def test_rates_of_demonstrations_hold_independently(format_rate, call_rate):
   task = make()
   pairs = task.demonstrations(
     3000, seed=0, format_rate=format_rate, call_rate=call_rate

@@ -18,9 +18,8 @@ def test_an_episode_by_hand():
     *(3, "open elm", "take green", "open iron", "open elm", "take white"),
     *("open pine", "take black", "open brass"),
   )
-  assert (
-    env.task == "get lamp in dusk: oak, iron, elm white, pine black, brass lamp"
-  )
+  things = "oak, iron, elm white, pine black, brass lamp"
+  assert env.task == f"get lamp in dusk: {things}"
   assert first == "you come in; hand, floor blue green red"
   assert [step.observation.partition(";")[0] for step in steps] == [
     "nothing happens",  # the hand is empty
@@ -32,9 +31,8 @@ def test_an_episode_by_hand():
     "you have black",
     "open brass, you have lamp",
   ]
-  assert steps[4].observation == (
-    "you have white; hand white, floor blue green red"
-  )
+  seen = "you have white; hand white, floor blue green red"
+  assert steps[4].observation == seen
   assert [step.reward for step in steps] == [0.0] * 7 + [1.0]
   assert [step.done for step in steps] == [False] * 7 + [True]
 

@@ -19,9 +19,8 @@ from tests.tasks.misbehaving_tasks import Obedient
 
 @pytest.fixture(scope="module")
 def grader():
-  with Grader(
-    Obedient(), num_workers=2, limit_s=1.0, crash_tolerance=1.0
-  ) as made:
+  limits = dict(limit_s=1.0, crash_tolerance=1.0)
+  with Grader(Obedient(), num_workers=2, **limits) as made:
     yield made
 
 
@@ -192,9 +191,7 @@ class TestProcesses:
   def find(self, grader):
     return [psutil.Process(one.process.pid) for one in grader._workers]
 
-  def test_an_interrupted_call_does_not_answer_the_next(
-    self, grader, monkeypatch
-  ):
+  def test_interrupted_calls_do_not_answer_the_next(self, grader, monkeypatch):
     def interrupt(worker, note):
       raise KeyboardInterrupt
 
@@ -215,9 +212,7 @@ class TestProcesses:
     assert grade(grader, [""] * 9).scored.all()
     assert self.find(grader) == workers
 
-  def test_a_text_at_which_a_worker_was_killed_is_tried_again(
-    self, grader, tmp_path
-  ):
+  def test_a_text_that_a_worker_died_at_is_tried_again(self, grader, tmp_path):
     texts = ["", *(str(tmp_path / name) for name in "abc"), ""]
     assert grade(grader, texts).scored.all()
 
