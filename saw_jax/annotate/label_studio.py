@@ -96,9 +96,8 @@ def _task_data(asked: Asked) -> dict[str, Any]:
   shown, answers, responses = asked.shown, collections.Counter(), []
   for excerpt, count, response, label in shown.clusters:
     name = "no answer" if excerpt is None else _visible(*excerpt)
-    responses.append(
-      {"answer": f"{name} ({count})", "response": _visible(*response)}
-    )
+    text = _visible(*response)
+    responses.append({"answer": f"{name} ({count})", "response": text})
     if label is not None:  # Two may mean the same.
       answers[label] += count
   return {

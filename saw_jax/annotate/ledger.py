@@ -431,7 +431,7 @@ class LabelLedger:
   def counts(self) -> Counts:
     """Counts questions and spending."""
     with self.transaction() as sql:
-      ((*numbers, asked, patience, settled),) = sql(
+      ((*found, asked, patience, settled),) = sql(
         "SELECT TOTAL(waits), TOTAL(status = 'answered'), "
         "TOTAL(status = 'skipped'), MAX(CASE WHEN waits THEN asked_at END), "
         "MAX(CASE WHEN waits THEN patience END), MAX(settled_at) FROM "
@@ -441,9 +441,7 @@ class LabelLedger:
         since = max(asked, settled or 0)
         patience = min(max(since + patience - time.time(), 0.0), patience)
       ((total,),) = sql("SELECT total FROM budget")
-      return Counts(
-        *map(int, numbers), patience, _spent(_purchases(sql)), total
-      )
+      return Counts(*map(int, found), patience, _spent(_purchases(sql)), total)
 
   # The file.
 
@@ -452,16 +450,12 @@ class LabelLedger:
     """Gives a function that executes a statement of one transaction."""
     uri = f"{self.path.absolute().as_uri()}?mode=rw"
     try:
-      opened = sqlite3.connect(
-        uri, self._busy_s, isolation_level=None, uri=True
-      )
-      with contextlib.closing(opened), opened:  # which commits or rolls back
+      db = sqlite3.connect(uri, self._busy_s, isolation_level=None, uri=True)
+      with contextlib.closing(db), db:  # which commits or rolls back
         # The commit is on the disk when it returns: labels cost more than time.
-        opened.execute("PRAGMA synchronous = FULL")
-        opened.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-        yield lambda statement, *values: opened.execute(
-          statement, values
-        ).fetchall()
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+        yield lambda command, *values: db.execute(command, values).fetchall()
     except sqlite3.Error as error:
       raise self._explain(error) from error
 

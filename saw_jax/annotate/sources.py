@@ -24,9 +24,8 @@ class GroundTruth:
 
   def answer(self, questions: list[Question]) -> list[Label | None]:
     """Returns the reference of each prompt."""
-    return [
-      Label(self._find(q.prompt_id).reference, self.name) for q in questions
-    ]
+    found = (self._find(q.prompt_id).reference for q in questions)
+    return [Label(text, self.name) for text in found]
 
   def _find(self, key: int) -> base.Example:
     # Keys count up from the first one, unless the examples are a subset: then

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import operator
 import pathlib
 import re
 import subprocess
@@ -56,9 +57,7 @@ def missing(table: Table, scale: str) -> list[str]:
     many = "s" if len(paths) > 1 else ""
     found.append(f"file{many} {', '.join(paths)}: {how}")
   for key, what in needs.settings.items():
-    if not functools.reduce(
-      lambda tree, part: tree[part], key.split("."), values
-    ):
+    if not functools.reduce(operator.getitem, key.split("."), values):
       found.append(f"setting config.{key}: {what}")
   if needs.hardware != Needs.hardware and not has_accelerator():
     found.append(f"hardware: {needs.hardware}")

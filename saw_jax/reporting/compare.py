@@ -49,9 +49,8 @@ class Comparison:
       cells = [["", "metric", *pair, "difference", "95 %, t", "seeds"]]
       for _, _, part, metric, *values, found in rows:
         told = [*map(tables.mean_and_width, values), f"{found.mean:+.3f}"]
-        cells.append(
-          [part, metric, *told, tables.interval(found.t), found.size]
-        )
+        told += [tables.interval(found.t), found.size]
+        cells.append([part, metric, *told])
       lines += [*tables.aligned(cells), ""]
     return "\n".join([*lines, *self.notes])
 

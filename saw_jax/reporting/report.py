@@ -93,6 +93,21 @@ class Found:
       for row, of in self.rows.items()
     }
 
+  def cells(self, told: Callable[[dict[Seed, float]], Any]) -> dict[str, dict]:
+    """What is told of scores, by row and heading of the main table."""
+    columns, swept = self.columns, self.table.swept
+    if swept:
+      (metric,) = columns.values()
+      of_all = self.by_value(lambda run: told(self.scores(run, metric)))
+      return {
+        row: {f"{swept} {value:g}": cell for value, cell in of.items()}
+        for row, of in of_all.items()
+      }
+    return {
+      row: {name: told(self.scores(run, m)) for name, m in columns.items()}
+      for row, run in self.main.items()
+    }
+
   def picture(self, file: str) -> dict[str, Any]:
     """What all functions of `plots` are told, of a file `name.png`."""
     title = f"{self.table.title}, scale {self.label}"
@@ -119,7 +134,7 @@ def write(
     for directory in run.directories
   ]
   commits = sorted({c for d in documents for c in run_directory.commits(d)})
-  own = _own_cells(found)
+  own = found.cells(statistics.summarise)
   printed = published_cells(table, found.rows, scale)
   text = tables.to_csv(found.label, own, printed)
   (folder / "table.csv").write_text(text, encoding="utf-8")
@@ -161,9 +176,8 @@ def _named(seeds: Sequence[Seed]) -> str:
   starts, of = ({*map(str, found)} for found in zip(*seeds, strict=True))
   told = f"seeds {', '.join(sorted(of, key=int))}"
   if len(starts) > 1:
-    told = (
-      f"supervised starts {', '.join(sorted(starts, key=int))}, each {told}"
-    )
+    several = ", ".join(sorted(starts, key=int))
+    return f"supervised starts {several}, each {told}"
   return told
 
 
@@ -192,21 +206,4 @@ def published_cells(
     }
     for row, cells in table.cells(scale).items()
     if row in set(rows)
-  }
-
-
-def _own_cells(found: Found) -> tables.Own:
-  def cell(name: str, metric: str) -> statistics.Summary:
-    return statistics.summarise(found.scores(name, metric))
-
-  columns, swept = found.columns, found.table.swept
-  if not swept:
-    return {
-      row: {heading: cell(name, metric) for heading, metric in columns.items()}
-      for row, name in found.main.items()
-    }
-  (metric,) = columns.values()
-  return {
-    row: {f"{swept} {value:g}": of for value, of in cells.items()}
-    for row, cells in found.by_value(lambda name: cell(name, metric)).items()
   }

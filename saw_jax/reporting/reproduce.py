@@ -226,11 +226,8 @@ def _start(
   log: pathlib.Path,
   is_cpu: bool,
 ) -> subprocess.Popen:
-  words = [
-    *words,
-    f"--workdir={directory}",
-    f"--seeds={','.join(map(str, seeds))}",
-  ]
+  numbers = ",".join(map(str, seeds))
+  words = [*words, f"--workdir={directory}", f"--seeds={numbers}"]
   environment = {**os.environ, **({"NPROC": "1"} if is_cpu else {})}
   log.parent.mkdir(parents=True, exist_ok=True)
   with log.open("a") as file:
@@ -272,13 +269,10 @@ def run_rows(todo: Sequence[Row], jobs: int | None) -> list[str] | None:
         left = (time.monotonic() - begun) / done * (len(todo) - done)
         how = "done" if process.returncode == 0 else "failed"
         if process.returncode:
-          failed.append(
-            f"row {row.name}: {_last_words(_log(row))} ({_log(row)})"
-          )
-        count = (
-          f"{done} of {len(todo)}, about {duration(left)} for what is left"
-        )
-        logging.info("row %s: %s; %s", row.name, how, count)
+          log = _log(row)
+          failed.append(f"row {row.name}: {_last_words(log)} ({log})")
+        told = f"{done} of {len(todo)}, about {duration(left)} for what is left"
+        logging.info("row %s: %s; %s", row.name, how, told)
       if time.monotonic() - said > _LINE_S:
         said = time.monotonic()
         for row, _ in running.values():

@@ -113,11 +113,9 @@ def made(rows: Mapping[str, RowRuns]) -> list[dict[str, Any]]:
       # All of one program, on which rounding depends.
       seeds = " ".join(map(str, own.get("seeds", found.seeds)))
       entry = {"row": row, "start": _start_of(directory), "seeds": seeds}
-      entry |= {
-        "commit": "/".join(by),
-        "code": "/".join(dict.fromkeys(by.values())),
-      }
-      entry |= {"instructions": document.get("instructions") or ""}
+      entry["commit"] = "/".join(by)
+      entry["code"] = "/".join(dict.fromkeys(by.values()))
+      entry["instructions"] = document.get("instructions") or ""
       entries.append(entry | {"weights": document.get("start") or ""})
   return entries
 

@@ -172,24 +172,17 @@ def _primary(found: Found, differences) -> str:
 
 def interquartile_means(found: Found) -> list[str]:
   """The scores again, as means of the middle half of the seeds."""
-  table = found.table
 
-  def middle(run: str, metric: str) -> str:
-    scores = [*found.scores(run, metric).values()]
-    return f"{statistics.interquartile_mean(scores):.3f}"
+  def middle(scores: Mapping[statistics.Seed, float]) -> str:
+    return f"{statistics.interquartile_mean([*scores.values()]):.3f}"
 
   if min(len(final.seeds) for final in found.finals.values()) < 3:
     return []
-  if table.swept:
-    ((_, metric),) = found.columns.items()
-    cells = found.by_value(lambda run: middle(run, metric))
-    form = f"{table.swept} {{:g}}"
-    return _by_value("Interquartile means over seeds", form, cells)
-  rows = [
-    {"row": row} | {k: middle(run, m) for k, m in found.columns.items()}
-    for row, run in found.main.items()
-  ]
-  return _lay_out("Interquartile means over seeds", rows, found.columns)
+  rows = [{"row": row, **of} for row, of in found.cells(middle).items()]
+  columns = found.columns
+  if swept := found.table.swept:
+    columns = [f"{swept} {value:g}" for value in found.values]
+  return _lay_out("Interquartile means over seeds", rows, columns)
 
 
 def compare(found: Found) -> dict[str, dict[str, PairedDifference]]:
@@ -357,12 +350,8 @@ def _first_and_last(found: Found) -> list[str]:
   shown = {heading: metric for metric, heading in found.table.curves.items()}
   rows = []
   for run, curves in found.curves.items():
-    ends = (_averages(curves, shown, end) for end in _ends(found).values())
-    both = zip(*(end.items() for end in ends), strict=True)
-    cells = {
-      heading: f"{first} → {last}" for (heading, first), (_, last) in both
-    }
-    rows.append({"row": run, **cells})
+    first, last = (_averages(curves, shown, at) for at in _ends(found).values())
+    rows.append({"row": run} | {k: f"{first[k]} → {last[k]}" for k in first})
   window = found.table.window
   heading = f"First and last {window} steps of training, mean over seeds"
   return _lay_out(heading, rows, shown)

@@ -14,12 +14,8 @@ import pytest
 from hypothesis import stateful
 from hypothesis import strategies as st
 
-from saw_jax.annotate.ledger import (
-  Budget,
-  LabelLedger,
-  LedgerError,
-  LedgerLockedError,
-)
+from saw_jax.annotate import ledger as ledger_lib
+from saw_jax.annotate.ledger import Budget, LabelLedger, LedgerError
 from saw_jax.annotate.questions import Label, Question
 from tests import helpers
 
@@ -132,11 +128,10 @@ class TestBudget:
   def test_the_first_are_bought(self, path, budget, price, bought, calls):
     ledger, source = LabelLedger(path, budget=budget), Source(price=price)
     want = [label(p) if p < bought else None for p in range(5)]
-    size = 5 // calls
-    found = [
-      ledger.buy(ask(*range(n, n + size)), source) for n in range(0, 5, size)
-    ]
-    assert sum(found, []) == want
+    size, found = 5 // calls, []
+    for n in range(0, 5, size):
+      found += ledger.buy(ask(*range(n, n + size)), source)
+    assert found == want
     assert prompts_of(ledger) == list(range(bought))
     # What was not asked is not decided.
     rich = LabelLedger(path, budget=Budget())
@@ -286,9 +281,8 @@ class Machine(stateful.RuleBasedStateMachine):
 def test_any_history_agrees_with_a_dictionary(tmp_path, monkeypatch):
   paths = (tmp_path / f"{n}.sqlite" for n in itertools.count())
   monkeypatch.setattr(Machine, "paths", paths)
-  settings = hypothesis.settings(
-    max_examples=25, stateful_step_count=15, deadline=None
-  )
+  sizes = dict(max_examples=25, stateful_step_count=15)
+  settings = hypothesis.settings(**sizes, deadline=None)
   stateful.run_state_machine_as_test(Machine, settings=settings)
 
 
@@ -369,9 +363,9 @@ class TestProcesses:
     ledger.buy(ask(1), Source())
     with contextlib.closing(sqlite3.connect(path)) as holder:
       holder.execute("BEGIN EXCLUSIVE")  # as another process would
-      with pytest.raises(LedgerLockedError, match="0.1 s"):
+      with pytest.raises(ledger_lib.LedgerLockedError, match="0.1 s"):
         ledger.buy(ask(2), Source())
-      with pytest.raises(LedgerLockedError):
+      with pytest.raises(ledger_lib.LedgerLockedError):
         LabelLedger(path, busy_s=0.1)
     assert ledger.buy(ask(1, 2), Source()) == [label(1), label(2)]
     assert ledger.totals(0).spent == 2.0
@@ -380,7 +374,7 @@ class TestProcesses:
     # Else two of them read, and neither can write.
     other = LabelLedger(path, busy_s=0.05)
     with ledger.transaction(writes=True):
-      with pytest.raises(LedgerLockedError):
+      with pytest.raises(ledger_lib.LedgerLockedError):
         with other.transaction(writes=True):
           pytest.fail("two writers at once")
       assert other.purchases() == []

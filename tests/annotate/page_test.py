@@ -401,9 +401,8 @@ class TestForReal:
     ledger.ask(ask(1, 2))
     address = server.stdout.readline().strip()
     base = address.partition("/?")[0]
-    assert re.fullmatch(
-      r"http://127\.0\.0\.1:[0-9]+/\?token=[\w-]{32}", address
-    )
+    form = r"http://127\.0\.0\.1:[0-9]+/\?token=[\w-]{32}"
+    assert re.fullmatch(form, address)
     with pytest.raises(urllib.error.HTTPError, match="403"):
       urllib.request.urlopen(base)
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())

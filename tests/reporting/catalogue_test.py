@@ -48,9 +48,8 @@ class TestTable:
     label, heading = table.primary
     pair, _, value = label.partition(f", {table.swept} ")
     assert tuple(pair.split(" - ")) in table.comparisons
-    assert not value or float(value) in {
-      run.value for run in table.runs.values()
-    }
+    values = {run.value for run in table.runs.values()}
+    assert not value or float(value) in values
     assert heading in table.columns(next(iter(table.needs)))
 
   def test_runs_on_request_are_none_of_the_tables_and_have_configs(self, name):

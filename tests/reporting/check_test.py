@@ -34,9 +34,8 @@ def make_run(directory, steps, *, change=0.0):
 def folder(request, tmp_path):
   """The files of a table, whose curves may be means of several steps."""
   made = {"row": RowRuns((make_run(tmp_path / "run", 12),), SEEDS)}
-  curves = runs.averaged(
-    runs.read_curves(made["row"].directories), request.param
-  )
+  curves = runs.read_curves(made["row"].directories)
+  curves = runs.averaged(curves, request.param)
   runs.write_curves(tmp_path / "curves.csv", {"row": curves}, names=["loss"])
   finals = {"row": runs.read_finals(made["row"].directories)}
   runs.write_results(tmp_path / "runs.csv", finals, commit="abc")

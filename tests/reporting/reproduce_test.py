@@ -34,9 +34,8 @@ class TestPlan:
     runs = tmp_path / "runs/saw/tool_calling/tiny"
 
     def job():
-      jobs = reproduce.plan(
-        "tiny", 3, 1, tmp_path / "runs", tmp_path / "results"
-      )
+      folders = tmp_path / "runs", tmp_path / "results"
+      jobs = reproduce.plan("tiny", 3, 1, *folders)
       return next(job for job in jobs if job.table == "saw/tool_calling")
 
     table = catalogue.load("saw/tool_calling")
@@ -84,9 +83,7 @@ def test_what_remains_is_in_proportion_and_what_nobody_timed_is_told():
 
 
 class TestRunAll:
-  def test_only_what_is_missing_runs_and_a_failure_stops_nothing(
-    self, tmp_path, run
-  ):
+  def test_what_is_missing_runs_and_failures_stop_nothing(self, tmp_path, run):
     jobs = [
       Job("done", 2, 0, is_done=True),
       Job("lacking", 2, 2, lacks=("file x: nowhere",)),
@@ -134,9 +131,7 @@ sys.exit(3 if table == "bad" else 0)
     assert said[-3:] == ["a: stopped", "b: not begun", stopped]
 
   @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-  def test_a_signal_reaches_the_table_once_and_the_rest_is_not_begun(
-    self, number, tmp_path
-  ):
+  def test_a_signal_reaches_the_table_once_and_ends_all(self, number, tmp_path):
     # As training does: the first signal asks it to save and stop.
     log = tmp_path / "log"
     table = f"""
@@ -215,9 +210,7 @@ class TestRunRows:
     log = tmp_path / "bad.log"
     assert run(["bad", "a", "b"]) == [f"row bad: no such thing ({log})"]
 
-  def test_a_signal_reaches_each_row_once_and_no_other_begins(
-    self, tmp_path, run
-  ):
+  def test_a_signal_reaches_each_row_once_and_none_begins(self, tmp_path, run):
     def interrupt():
       while len([*tmp_path.glob("*.ready")]) < 2:
         time.sleep(0.02)

@@ -75,9 +75,7 @@ class TestFind:
       ([[0, 1], [1, 2, 3]], 4, "1"),
     ],
   )
-  def test_a_hole_is_named_by_its_seeds(
-    self, tmp_path, find, runs, count, directory
-  ):
+  def test_a_hole_names_its_seeds(self, tmp_path, find, runs, count, directory):
     for number, seeds in enumerate(runs):
       finish(tmp_path / f"gdpo_seeds_{9 - number}", seeds)
     assert find(count).next.name == f"gdpo_seeds_{directory}"

@@ -110,9 +110,8 @@ class TestPairedDifference:
 class TestSeveralTests:
   def test_p_values_are_those_of_the_paired_t_test(self):
     both = np.random.default_rng(0).normal(size=(2, 8))
-    difference = statistics.paired_difference(
-      *(dict(enumerate(row)) for row in both)
-    )
+    by_seed = [dict(enumerate(row)) for row in both]
+    difference = statistics.paired_difference(*by_seed)
     theirs = stats.ttest_rel(*both).pvalue
     assert statistics.p_value(difference) == pytest.approx(theirs, rel=1e-9)
     same = statistics.paired_difference({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})
