@@ -233,11 +233,14 @@ class RewardsTest(parameterized.TestCase):
     assert move(1, weights, scored=unseen)[2] == weights[2]
 
 
-@pytest.mark.parametrize(
+on_each_lift = pytest.mark.parametrize(
   "lift",
   ["seeded"]
   + [pytest.param(x, marks=pytest.mark.slow) for x in ("meshed", "pmapped")],
 )
+
+
+@on_each_lift
 def test_multipliers_go_from_step_to_step(lift):
   options = {"targets": (None, 0.9)}
   algorithm = algorithms.AlgorithmConfig(
@@ -735,11 +738,7 @@ def test_a_factor_is_of_the_update_and_not_of_the_gradient():
   assert_allclose(moved[1], 0.25 * moved[0], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-  "lift",
-  ["seeded"]
-  + [pytest.param(x, marks=pytest.mark.slow) for x in ("meshed", "pmapped")],
-)
+@on_each_lift
 def test_a_run_knows_how_old_its_answers_are(lift, tmp_path):
   """Lags, masks and step sizes of a queue, through a learner of the decoder."""
   algorithm = algorithms.AlgorithmConfig(

@@ -64,8 +64,8 @@ def _read_csv(path: pathlib.Path) -> Iterator[dict[str, str]]:
 def read_lines(path: pathlib.Path) -> Iterator[Any]:
   """Yields the values of a file of JSON lines."""
   with path.open("rb") as file:
-    for number, line in enumerate(file):
-      if text := line.removeprefix(b"" if number else _MARK).strip():
+    for number, line in enumerate(file, 1):
+      if text := line.removeprefix(_MARK if number == 1 else b"").strip():
         yield _parse(text, f"{path}, line {number}")
 
 

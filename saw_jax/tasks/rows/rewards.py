@@ -46,11 +46,10 @@ class Reward(NamedTuple):
     except Exception as error:
       said = f"{self.name}: {type(error).__name__}: {error}"
       raise RewardFunctionError(said) from error
-    if len(found) != len(texts):
-      raise RewardFunctionError(
-        f"{self.name} gave {len(found)} values for {len(texts)} completions"
-      )
-    return found
+    if len(found) == len(texts):
+      return found
+    # No value is a text: it ends the run.
+    return [f"{len(found)} values for {len(texts)} completions"] * len(texts)
 
 
 def reward(minimum: float = 0.0, maximum: float = 1.0) -> Callable[[_Fn], _Fn]:
@@ -94,6 +93,11 @@ def make_rewards(
         f"rewards have names of their own, and there is {name!r}"
         f"{' twice' * (name in found)}: say rewards={{'name': function}}"
       )
+    try:
+      inspect.signature(fn).bind("a completion", {})
+    except TypeError as error:
+      said = "function (completion, row), or (completions, rows) for many"
+      raise ValueError(f"reward {name!r} is no {said}: {error}") from error
     if name in base.FIGURES:
       raise ValueError(
         f"a reward cannot be called {name!r}, as a figure of every evaluation "

@@ -15,6 +15,7 @@ from saw_jax.tasks import base, row_files
 from saw_jax.tasks.answer_task import TEST_KEYS
 from saw_jax.tasks.rows import rewards as rewards_lib
 from saw_jax.tasks.rows.rewards import Row
+from saw_jax.tasks.workers.pool import RewardError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,6 @@ class RowsTask:
   has_gold = False  # no row says which completion is best
 
   def __init__(self, config: RowsConfig):
-    self.config = config
     self._rewards = rewards_lib.make_rewards(config.rewards, config.ranges)
     self.components = tuple(
       base.Component(one.name, one.minimum, one.maximum)
@@ -83,8 +83,8 @@ class RowsTask:
         split["train"].append(one)
     if not split["train"]:
       raise ValueError(
-        f"{_place(config.rows)}: of {len(found)} rows none is left to train on,"
-        f" with test={test}"
+        f"{_place(config.rows)}: of {len(found)} rows with {len(set(digests))} "
+        f"prompts none is left to train on, with test={test}: pass a test set"
       )
     return split
 
@@ -104,15 +104,8 @@ class RowsTask:
   def remember(self, directory: str | os.PathLike) -> dict[str, Any]:
     """Writes down rows that are in no file; gives what makes the task again."""
     config, folder = self.config, pathlib.Path(directory)
-    written: dict[str, Any] = {}
-    for name in ("rows", "test"):
-      value = getattr(config, name)
-      if _is_path(value):
-        value = str(pathlib.Path(value).resolve())
-      elif not isinstance(value, float):
-        value = _write(folder, value)
-      written[name] = value
-    given = self._rewards
+    given, places = self._rewards, ("rows", "test")
+    written = {name: _kept(folder, getattr(config, name)) for name in places}
     written["rewards"] = {one.name: naming.place_of(one.fn) for one in given}
     written |= {k: getattr(config, k) for k in ("prompt", "answer", "system")}
     if config.answer_key is not None:
@@ -137,7 +130,7 @@ class RowsTask:
     for number, row in enumerate(rows):
       try:
         found.append(self._example(row, first_key + number))
-      except ValueError as error:
+      except (TypeError, ValueError) as error:
         raise ValueError(f"{where}, row {number}: {error}") from error
     if not found:
       raise ValueError(f"{where}: no rows.")
@@ -171,7 +164,14 @@ class VotedRowsTask(RowsTask):
   def answer_key(
     self, completion: str, example: base.Example | None = None
   ) -> str | None:
-    return self._key(completion)
+    try:
+      found = self._key(completion)
+    except Exception as error:
+      said = f"answer_key on completion {completion[:80]!r}: {error!r}"
+      raise RewardError(
+        f"{said}; it is None where there is no answer"
+      ) from error
+    return None if found is None else str(found)
 
   def gold_completion(self, example: base.Example) -> str:
     return example.reference
@@ -239,8 +239,12 @@ def _digest(messages: Sequence[Mapping[str, str]]) -> float:
   return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def _write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
-  """Writes rows into a file whose name is of what they say."""
+def _kept(folder: pathlib.Path, rows: Any) -> str | float:
+  """A share, or a file; rows in memory go into one, named by what they say."""
+  if isinstance(rows, float):
+    return rows
+  if _is_path(rows):
+    return str(pathlib.Path(rows).resolve())
 
   def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)

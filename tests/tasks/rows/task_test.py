@@ -11,7 +11,7 @@ import pytest
 import saw_jax
 from saw_jax import naming
 from saw_jax.tasks.answer_task import TEST_KEYS
-from saw_jax.tasks.base import Outcome
+from saw_jax.tasks.base import FIGURES, Outcome
 from saw_jax.tasks.rows import rewards
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tasks.workers.pool import RewardError
@@ -84,12 +84,15 @@ class TestRows:
       ({"train": ROWS}, {}, "train"),
       ("x.txt", {}, "csv"),
       (ROWS, {"test": 1.5}, "share"),
-      (ROWS[:1], {}, "none is left"),
+      (ROWS[:1] * 2, {}, "2 rows with 1 prompts none is left"),
+      ([{"a": None}], {"prompt": "{a:.2f}"}, "row 0: unsupported"),
       (ROWS, {"answer_key": str}, "answer"),
       (ROWS, {"rewards": []}, "no reward"),
       (ROWS, {"rewards": [lambda completion, row: 1]}, "name"),
       (ROWS, {"rewards": [right, right]}, "twice"),
       (ROWS, {"rewards": "right"}, "file"),
+      (ROWS, {"rewards": {"one": lambda text: 1}}, "'one' is no.*too many"),
+      *((ROWS, {"rewards": {name: right}}, name) for name in sorted(FIGURES)),
       (ROWS, {"ranges": {"right": (1, 1)}}, "no range"),
     ],
   )
@@ -220,6 +223,10 @@ class TestRewards:
     label = made.with_label(example, "z")
     assert made.score(label, "z").values == (1.0,)
     assert label.reference == "z"
+    made = task(answer="answer", answer_key=int)
+    assert made.answer_key("07") == "7" and made.gold_completion(example) == "a"
+    with pytest.raises(RewardError, match="answer_key on completion 'x'"):
+      made.answer_key("x")
 
 
 def graded(fns, texts, **options):
@@ -269,11 +276,11 @@ class TestMisbehaving:
     with pytest.raises(RewardError, match=f"'odd'.*{word}"):
       graded([right, odd], ["a"], num_workers=0)
 
-  def test_more_crashes_than_are_tolerated_name_the_function(self):
+  def test_another_number_of_values_names_the_function(self):
     def odd(completions, rows):
-      return [0.5, 0.5]
+      return [0.5]
 
-    with pytest.raises(RewardError, match="odd gave 2 values for 1"):
+    with pytest.raises(RewardError, match="'odd' is '1 values for 3"):
       graded([odd], ["a"] * 3, num_workers=0)
 
   def test_none_is_no_reward_of_that_component(self):
