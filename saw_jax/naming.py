@@ -110,8 +110,7 @@ def load(place: str) -> Any:
       _add_to_path(os.getcwd())  # as `python` itself has it, and not a script
     found = importlib.import_module(where)
   try:
-    for part in name.split("."):
-      found = getattr(found, part)
+    return functools.reduce(getattr, name.split("."), found)
   except AttributeError:
     if where == "__main__":
       raise ValueError(
@@ -122,7 +121,6 @@ def load(place: str) -> Any:
     known = [x for x in vars(found) if not x.startswith("_")]
     near = nearest(name, known)
     raise ValueError(f"{where} has no {name!r}: {near}") from None
-  return found
 
 
 def load_file(path: str, name: str = "") -> types.ModuleType:
@@ -166,24 +164,26 @@ def leave_if_read() -> None:
 
 
 def place_of(found: Any) -> str:
-  """Where a function or class is found again, as `load` takes it."""
-  module = getattr(found, "__module__", "__main__")
-  name = getattr(found, "__qualname__", type(found).__name__)
-  file = getattr(sys.modules.get(module), "__file__", None) or ""
-  if "<" in name or not file.endswith(".py"):
-    return f"__main__:{name}"  # of a notebook, or made while it ran
-  if "." in module:
-    return f"{module}:{name}"
-  return f"{pathlib.Path(file).resolve()}:{name}"
+  """Where a function, class or object is found again, as `load` takes it."""
+  own = getattr(found, "__qualname__", type(found).__name__)
+  for where in (getattr(found, "__module__", ""), *FILES):
+    module = sys.modules.get(where)
+    file = getattr(module, "__file__", None) or ""
+    if not file.endswith(".py"):
+      continue  # a notebook's
+    place = where if "." in where else pathlib.Path(file).resolve()
+    # What a script's own variables are may change.
+    for name in (own, *(vars(module) if where != "__main__" else ())):
+      with contextlib.suppress(AttributeError):
+        one = functools.reduce(getattr, name.split("."), module)
+        if callable(one) and one == found:
+          return f"{place}:{name}"
+  return f"__main__:{own}"  # made while it ran, as a partial is, or an object
 
 
 def is_lost(place: Any) -> bool:
   """Whether this is the place of a function that is in no file."""
   return isinstance(place, str) and place.startswith("__main__:")
-
-
-def uncalled(*_: Any) -> None:
-  """Stands for such a function where a run is only read."""
 
 
 def _add_to_path(folder: str) -> None:
@@ -224,4 +224,4 @@ def name_of(fn: Callable) -> str:
   """The name of a function, also of one with bound options."""
   while isinstance(fn, functools.partial):
     fn = fn.func
-  return fn.__name__
+  return getattr(fn, "__name__", type(fn).__name__)

@@ -12,7 +12,7 @@ import pytest
 
 import saw_jax
 from saw_jax import algorithms, naming
-from saw_jax.run import build, run_directory
+from saw_jax.run import build, command_line, run_directory
 from saw_jax.run import config as config_lib
 from tests import commands_test, helpers
 
@@ -99,6 +99,8 @@ class TestTrain:
     assert [one["seed"] for one in found["seeds"]] == [0, 1]
     final = space["run"].result.final[0]["greedy"]["right"]
     assert found["seeds"][0]["greedy"]["right"]["mean"] == pytest.approx(final)
+    with pytest.raises(command_line.UsageError, match="'test'"):
+      run.evaluate(samples=0, split="tset")
     path = run.export("policy", dtype="float32", seed=1)
     assert (path / "config.json").is_file()
 
@@ -210,8 +212,11 @@ class Mine(helpers.Letters):
     self.first = first
 """
 SCRIPT = """
-import saw_jax
+import functools, saw_jax
 def right(completion, row): return 1.0
+class Judge: __call__ = lambda self, completion, row: 1.0
+half, judge = functools.partial(right), Judge()
+def get_config(argument): return right
 READ = []
 saw_jax.train(None, None, directory=READ.append(1))
 LATER = 1
@@ -243,7 +248,12 @@ class TestPlaces:
     found = naming.load(f"{path}:right")
     module = sys.modules[found.__module__]
     assert module.READ == [1] and not hasattr(module, "LATER")
-    assert naming.place_of(found) == f"{path}:right"
+    # Objects are found by their variables, and lost where they have none.
+    for name in ("right", "half", "judge", "Judge"):
+      assert naming.place_of(naming.load(f"{path}:{name}")) == f"{path}:{name}"
+    assert config_lib.load(f"{path}:row") is found
+    for odd in (module.Judge(), functools.partial(mine)):
+      assert naming.is_lost(naming.place_of(odd))
     assert naming.load_file(path) is module
     with pytest.raises(ValueError, match="'right'"):
       naming.load(f"{path}:rihgt")

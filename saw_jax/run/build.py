@@ -214,9 +214,8 @@ def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
     raise ValueError(f"--checkpoint is last, best or a step, not {word!r}")
   folder = pathlib.Path(workdir) / "checkpoints"
   with contextlib.closing(checkpoint.Checkpointer(folder, reads=True)) as store:
-    store.check_step(int(word) if word.isdigit() else None)
-    best = store.best_step if word == "best" else None
-  return int(word) if word.isdigit() else best
+    store.check_step(step := int(word) if word.isdigit() else None)
+    return store.best_step if word == "best" else step
 
 
 def read_policy(
@@ -246,4 +245,4 @@ def _uncalled(given: Any) -> Any:
   """Options of a task that scores nothing: its functions may be in no file."""
   if isinstance(given, Mapping):
     return {name: _uncalled(value) for name, value in given.items()}
-  return naming.uncalled if naming.is_lost(given) else given
+  return (lambda *_: None) if naming.is_lost(given) else given

@@ -12,7 +12,6 @@ import functools
 import importlib
 import importlib.util
 import pathlib
-import runpy
 import sys
 import types
 from collections.abc import Mapping
@@ -324,7 +323,7 @@ def load(name: str) -> ml_collections.ConfigDict:
     inside = path.relative_to(folder).with_suffix("")
     found = vars(module(inside.as_posix()))
   else:
-    found = runpy.run_path(place)
+    found = vars(naming.load_file(place))  # with functions that are found again
   if "get_config" not in found:
     raise AttributeError(f"{place} has no function get_config")
   return found["get_config"](argument)
