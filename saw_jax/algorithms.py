@@ -351,8 +351,7 @@ def make_method(
   step_size = _taken(options, STEP_SIZES, "step_size")
   compares = bool(options.pop("gradient_cosine", False))
   by_term = bool(options.pop("gradient_norms", False))
-  loss = resolve(config.loss, options, LOSSES, "loss")
-  loss = functools.partial(loss, aggregate=aggregate)
+  loss = resolve(config.loss, options, LOSSES, "loss", aggregate=aggregate)
 
   kl, in_reward, term = config.kl, None, objective.Term
   terms = {"policy": objective.policy(loss, ratio_to=config.ratio_to)}
@@ -386,11 +385,7 @@ def make_method(
   elif kl.placement != "none":
     raise ValueError(f'KL placement {kl.placement!r} is not "loss" or "reward"')
   method = Method(
-    advantage,
-    weights,
-    gradient_options,
-    terms,
-    in_reward,
+    *(advantage, weights, gradient_options, terms, in_reward),
     needs_reference=kl.placement != "none",
     per_step=per_step,
     reads_values="values" in reads,
@@ -436,13 +431,12 @@ def make_world_model(config: WorldModelConfig) -> WorldModel | None:
     return None
   if not 0 < config.alpha <= 1:
     raise ValueError(f"world_model.alpha is no share in (0, 1]: {config.alpha}")
-  table = {"none": None, **TOKEN_LOSSES}
-  alpha, options = {"alpha": config.alpha}, config.coefficient_options
+  table, options = {"none": None, **TOKEN_LOSSES}, config.coefficient_options
   measure = resolve(config.entropy, {}, MEASURES, "entropy of an action")
   return WorldModel(
     resolve(config.loss, config.loss_options, table, "world-model loss"),
     functools.partial(naming.supply, measure),
-    resolve(config.selection, alpha, SELECTIONS, "selection"),
+    resolve(config.selection, {}, SELECTIONS, "selection", alpha=config.alpha),
     resolve(config.coefficients, options, COEFFICIENTS, "coefficient"),
     resolve(config.aggregate, {}, ROW_AGGREGATES, "aggregate of rows"),
     config.shuffled,

@@ -13,12 +13,14 @@ The statistics share their arguments: `where` (mask of the shape of `x`),
 `x` where the mask is on, but not through an extreme.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from saw_jax import naming
 from saw_jax.types import Array, Axis, Mask
 
 
@@ -195,3 +197,9 @@ def _counts(x: Array, where: Mask, weights: Mask) -> Array:
     weights = jnp.ones_like(x)
   chex.assert_equal_shape([x, weights])
   return jax.lax.stop_gradient(select(weights, where)).astype(x.dtype)
+
+
+def check_shapes(found: Any, wanted: tuple, fn: Callable) -> None:
+  """Refuses what a function gave, which may be one of somebody's own."""
+  if (shapes := jax.tree.map(jnp.shape, found)) != wanted:
+    raise ValueError(f"{naming.name_of(fn)} gave shapes {shapes}, not {wanted}")

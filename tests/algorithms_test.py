@@ -21,10 +21,11 @@ from saw_jax import (
   world_model,
 )
 from saw_jax.training import objective
+from saw_jax.training.estimation import make_estimate
 from tests import helpers
+from tests.training.estimation_test import MINIMA, rollout
 
 AlgorithmConfig, KLConfig = algorithms.AlgorithmConfig, algorithms.KLConfig
-MINIMA = np.array([-3.0, 0.0], np.float32)
 # Options without which an entry cannot be called.
 NEEDED = {
   "static": {"values": (1.5, 0.5)},
@@ -41,16 +42,6 @@ def make(**fields):
 def make_world(**fields):
   fields = {"loss": "clipped_absolute_error", **fields}
   return algorithms.make_world_model(algorithms.WorldModelConfig(**fields))
-
-
-def rollout(seed=0):
-  """Rewards `[P, G, M]` within their ranges, one of them not scored."""
-  rng = np.random.default_rng(seed)
-  rewards = rng.uniform([-3.0, 0.0], [3.0, 1.0], (5, 3, 2)).astype(np.float32)
-  scored = np.ones(rewards.shape, bool)
-  scored[1, 2] = False
-  lengths = rng.integers(1, 8, (5, 3)).astype(np.float32)
-  return jnp.asarray(rewards), jnp.asarray(scored), jnp.asarray(lengths)
 
 
 @functools.cache
@@ -273,9 +264,20 @@ class TestTables:
     assert_array_equal(value(method), expected)
     with pytest.raises(TypeError, match="scale"):
       make(loss=own_loss, loss_options={"sclae": 2.0})
-    assert make_world(selection=world_model.lowest_entropy).select.func is (
-      world_model.lowest_entropy
-    )
+    for fn in (world_model.lowest_entropy, lambda pool: pool):
+      assert naming.name_of(make_world(selection=fn).select) == fn.__name__
+
+  def test_one_of_somebodys_own_gives_what_it_has_to(self):
+    for fields in (
+      {"loss": lambda log_probs, advantages, mask: jnp.sum(log_probs)},
+      {"weights": lambda rewards: rewards[0, 0, 0]},
+      {"advantage": lambda rewards, weights: (rewards @ weights).T},
+    ):
+      method = make(**fields)
+      estimate = make_estimate(method.advantage, method.weights, minima=MINIMA)
+      with pytest.raises(ValueError, match="<lambda> gave shapes .*, not "):
+        value(method)
+        estimate(*rollout(), None, None)
 
 
 class TestMakeMethod:

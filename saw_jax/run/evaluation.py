@@ -194,11 +194,7 @@ def per_example(
     name = component.name
     name = f"reward/{name}" if name in base.FIGURES else name
     figures[name] = total[count > 0] / count[count > 0]
-  for name, key in (
-    ("right", "right"),
-    ("ended", "ended"),
-    ("length", "lengths"),
-  ):
+  for name, key in dict(right="right", ended="ended", length="lengths").items():
     figures.setdefault(name, result[key][seed].mean(-1, dtype=np.float64))
   return figures
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from saw_jax import advantages, diagnostics, losses, naming, weighting
-from saw_jax.reductions import all_sum
+from saw_jax.reductions import all_sum, check_shapes
 from saw_jax.training import update as update_lib
 from saw_jax.training.batch import TrainBatch
 from saw_jax.training.objective import Objective
@@ -33,36 +33,31 @@ def make_estimate(
   """Composes a weighting with an advantage, see `advantages`; no gradient.
 
   Makes `(rewards [P, G, M], scored, lengths [P, G], penalties [P, G],
-  persistent_weights [M], step=None, *, axis_name) -> (advantages [P, G],
+  weights before [M], step=None, *, axis_name) -> (advantages [P, G],
   statistics)`; lengths and penalties may be None. Where `weights` is, the
   persistent ones count, which sum to 1, times M. A weighting may name `step`,
   and `persistent`: what it gave at the step before.
   """
 
   def estimate(
-    rewards,
-    scored,
-    lengths,
-    penalties,
-    persistent_weights,
-    step=None,
-    *,
-    axis_name=None,
+    rewards, scored, lengths, penalties, before, step=None, *, axis_name=None
   ):
     batch = dict(scored=scored, axis_name=axis_name)
     if weights is None:
-      weight = rewards.shape[-1] * persistent_weights
+      weight = rewards.shape[-1] * before
     else:
       if "step" in naming.arguments(weights) and step is None:
         raise ValueError("a weighting names the step, which is unknown here")
-      before = dict(step=step, persistent=persistent_weights)
-      weight = naming.supply(weights, rewards, **before, **batch)
+      known = dict(step=step, persistent=before, **batch)
+      weight = naming.supply(weights, rewards, **known)
+      check_shapes(weight, rewards.shape[2:], weights)
     if penalties is not None and "penalties" not in naming.arguments(advantage):
       user = naming.name_of(advantage)
       raise ValueError(f"{user} takes no penalties: put the KL in the loss")
     found = naming.supply(
       advantage, rewards, weight, lengths=lengths, penalties=penalties, **batch
     )
+    check_shapes(found, rewards.shape[:2], advantage)
     statistics = diagnostics.reward_statistics(rewards, minima=minima, **batch)
     return jax.lax.stop_gradient(found), {"weight": weight, **statistics}
 
@@ -196,6 +191,7 @@ def make_step_estimate(
       found, targets = found
     elif reads_values:
       targets = found + record.values
+    check_shapes(found, record.steps.shape, advantage)
     if whiten is not None:
       found = whiten(found, scored=record.steps, axis_name=axis_name)
     made = StepEstimate(jnp.zeros(found.shape[:1], found.dtype))

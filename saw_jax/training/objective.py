@@ -257,7 +257,9 @@ def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:
 
   def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
     others = (recorded(field, outputs, batch) for field in needs)
-    return loss(outputs.log_probs, *others, *told(batch))
+    found = loss(outputs.log_probs, *others, *told(batch))
+    reductions.check_shapes(found, Ratio((), ()), loss)
+    return found
 
   def clip_shares(outputs: Outputs, batch: TrainBatch) -> Figures:
     rest = told(batch)

@@ -24,6 +24,7 @@ MINIMA = np.array([-3.0, 0.0], np.float32)
 
 
 def rollout(seed=0):
+  """Rewards `[P, G, M]` within their ranges, one of them not scored."""
   rng = np.random.default_rng(seed)
   rewards = rng.uniform([-3.0, 0.0], [3.0, 1.0], (5, 3, 2)).astype(np.float32)
   rewards[2, :, 1] = 0.5  # a group without spread
