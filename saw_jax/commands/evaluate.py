@@ -59,17 +59,16 @@ def evaluate(
   with command_line.checking_input():
     workdir = store.local(directory)
     run, seeds = run_directory.read_config(workdir, config)
-    for name, value in (
-      ("num_examples", examples),
-      ("samples", samples),
-      ("split", split),
-    ):
+    given = {"num_examples": examples, "samples": samples, "split": split}
+    for name, value in given.items():
       if value is not None:
         run = config_lib.replace(run, f"evaluation.{name}", value)
     run = config_lib.replace(run, "rollout.engine", engine)
     is_start = checkpoint == "start"
     step = 0 if is_start else build.checkpoint_step(workdir, str(checkpoint))
     experiment = build.build(run, task=task)
+    held_out = run.evaluation.split, run.evaluation.num_examples
+    experiment_lib.kind_of(experiment).count_examples(*held_out)
   if is_start:
     policy = experiment_lib.Policy(experiment, len(seeds))
   else:
@@ -102,8 +101,7 @@ def evaluate(
       lines += [f"  {name:<28} {x:7.3f}" for name, x in found.items()]
     document["seeds"].append(entry)
   name = "evaluation_start" if is_start else "evaluation"
-  if split is not None:
-    name += f"_{split}"
+  name += "" if split is None else f"_{split}"
   path = workdir / f"{name}.json"
   metrics.write_json(path, document)
   store.of(workdir).keep(path)

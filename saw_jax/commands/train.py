@@ -105,12 +105,12 @@ def _check_processes() -> tuple:
 def read_seeds() -> list[int]:
   """The seeds; flags that cannot be are said, as JAX is not yet imported."""
   words, given = flags.FLAGS.seeds, flags.FLAGS
-  said = f"--seeds is a list of integers that differ, not {','.join(words)!r}"
+  said = f"--seeds are numbers from 0 on that differ, not {','.join(words)!r}"
   try:
     seeds = [int(word) for word in words]
   except ValueError:
     raise ValueError(said) from None
-  if len(set(seeds)) != len(seeds) or not seeds:
+  if len(set(seeds)) != len(seeds) or min(seeds, default=-1) < 0:
     raise ValueError(said)
   if not (given.config or given.rows or command_line.names_task()):
     raise ValueError(

@@ -68,8 +68,8 @@ def check(
   if seeds is None:
     return
   metrics.check_writers(made.loop.writers)
-  if len(set(seeds)) != len(seeds) or not seeds:
-    raise ValueError(f"seeds are integers that differ, not {list(seeds)}")
+  if len(set(seeds)) != len(seeds) or min(seeds, default=-1) < 0:
+    raise ValueError(f"seeds are 0 or more, and differ, not {list(seeds)}")
   lift = parallel.make_lift(
     *(made.parallel, made.decoder, None),  # no optimizer: nothing is placed
     num_seeds=len(seeds),

@@ -138,7 +138,7 @@ def test_every_number_with_a_least_is_there():
 
 @pytest.mark.parametrize(
   ("seeds", "lift", "word"),
-  [([], "seeded", "differ"), ([1, 1], "seeded", "differ")]
+  [(seeds, "seeded", "differ") for seeds in ([], [1, 1], [-1])]
   + [([0, 1], "meshed", "one seed"), ([0], "mesh", "unknown lift")],
 )
 def test_seeds_and_lifts_are_looked_at(seeds, lift, word):
