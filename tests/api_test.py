@@ -248,7 +248,6 @@ class TestPlaces:
     found = naming.load(f"{path}:right")
     module = sys.modules[found.__module__]
     assert module.READ == [1] and not hasattr(module, "LATER")
-    # Objects are found by their variables, and lost where they have none.
     for name in ("right", "half", "judge", "Judge"):
       assert naming.place_of(naming.load(f"{path}:{name}")) == f"{path}:{name}"
     assert config_lib.load(f"{path}:row") is found

@@ -88,8 +88,7 @@ TRAIN = f"""
 {CONFIG} stray | unexpected argument 'stray'
 {CONFIG} --seeds=1,x | not '1,x'
 {CONFIG} --seeds=1,2,1 | differ, not '1,2,1'
-{CONFIG} --seeds= | differ
-{CONFIG} --seeds=-1 | from 0 on
+{CONFIG} --seeds=-1 | differ
 {CONFIG} --coordinator=h:1 --process_id=0 | needs --num_processes
 {CONFIG} --num_processes=2 | go with --coordinator
 {CONFIG} --coordinator=h --num_processes=2 --process_id=0 | not 'h'

@@ -38,7 +38,6 @@ def test_a_file_that_is_none_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
   ("name", "text", "message"),
   [
-    ("x.txt", "", "not a .parquet"),
     ("x.json", "{", "not JSON"),
     ("x.json", "{}", "not a list of rows"),
     ("x.jsonl", "{}\n\n{\n", "line 3: "),

@@ -5,9 +5,10 @@ or one of these with `async`: then the answers to all are awaited together.
 """
 
 import asyncio
+import functools
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent import futures
 from typing import Any, NamedTuple, TypeVar
 
 from saw_jax import naming
@@ -123,10 +124,8 @@ def columns(
 ) -> list[tuple]:
   """The values of each completion, one of each reward."""
   found = [one.values(texts, rows) for one in rewards]
-  if any(one.is_async for one in rewards):
-    found = _run(found)
-  else:
-    found = list(map(_finish, found))
+  waits = any(one.is_async for one in rewards)
+  found = _run(found) if waits else map(_finish, found)
   return list(zip(*found, strict=True))
 
 
@@ -134,9 +133,16 @@ def _run(coroutines: list) -> list:
   async def every() -> list:
     return await asyncio.gather(*coroutines)
 
+  return asyncio.run_coroutine_threadsafe(every(), _loop()).result()
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+  """The one loop of this process: what a client keeps open is of its loop."""
+  loop = asyncio.new_event_loop()
   # In a thread of its own: a notebook's has a loop that is running.
-  with futures.ThreadPoolExecutor(1) as thread:
-    return thread.submit(asyncio.run, every()).result()
+  threading.Thread(target=loop.run_forever, daemon=True).start()
+  return loop
 
 
 def _finish(coroutine: Any) -> list:
@@ -153,7 +159,5 @@ def _spread(place: Any) -> list:
     return [place]
   where, _, names = place.rpartition(":")
   if not where:
-    raise ValueError(
-      f"a reward is named by its file, as my_rewards.py:right, not {place!r}"
-    )
+    raise ValueError(f"a reward is named as my_rewards.py:right, not {place!r}")
   return [f"{where}:{name.strip()}" for name in names.split(",")]

@@ -1,5 +1,6 @@
 """Prompts from rows of one's own, rewarded by functions of one's own."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -109,7 +110,7 @@ class RowsTask:
     written["rewards"] = {one.name: naming.place_of(one.fn) for one in given}
     written |= {k: getattr(config, k) for k in ("prompt", "answer", "system")}
     if config.answer_key is not None:
-      written["answer_key"] = naming.place_of(_function(config.answer_key))
+      written["answer_key"] = naming.place_of(config.answer_key)
     ranges = {one.name: (one.minimum, one.maximum) for one in given}
     return {**written, "ranges": ranges}
 
@@ -157,15 +158,11 @@ class RowsTask:
 class VotedRowsTask(RowsTask):
   """Rows whose completions have an answer that can be voted on, or bought."""
 
-  def __init__(self, config: RowsConfig):
-    super().__init__(config)
-    self._key = _function(config.answer_key)
-
   def answer_key(
     self, completion: str, example: base.Example | None = None
   ) -> str | None:
     try:
-      found = self._key(completion)
+      found = self.config.answer_key(completion)
     except Exception as error:
       said = f"answer_key on completion {completion[:80]!r}: {error!r}"
       raise RewardError(
@@ -180,8 +177,12 @@ class VotedRowsTask(RowsTask):
     return "text"
 
   def with_label(self, example: base.Example, label: str) -> base.Example:
-    """Also in the row, where reward functions look for it."""
-    row = {**example.meta["row"], self.config.answer: label}
+    """Also in the row, as a number if it had one, where functions look."""
+    row, value = example.meta["row"], label
+    if (kind := type(row[self.config.answer])) in (int, float):
+      with contextlib.suppress(ValueError):
+        value = kind(label)
+    row = {**row, self.config.answer: value}
     return dataclasses.replace(example, reference=label, meta={"row": row})
 
 
@@ -191,11 +192,10 @@ def make_task(config: RowsConfig) -> RowsTask:
     return RowsTask(config)
   if not config.answer:
     raise ValueError("answer_key needs answer, the column of the reference")
+  if isinstance(config.answer_key, str):
+    key = naming.load(config.answer_key)
+    config = dataclasses.replace(config, answer_key=key)
   return VotedRowsTask(config)
-
-
-def _function(given: Any) -> Callable:
-  return naming.load(given) if isinstance(given, str) else given
 
 
 def _is_path(given: Any) -> bool:

@@ -18,6 +18,7 @@ from saw_jax.tasks.workers.pool import RewardError
 from tests.tasks.answer_task_test import write
 
 ROWS = [{"question": f"say {x}", "answer": x} for x in "abcdefghijklmnopqrst"]
+LOOPS = set()  # in which a function waited
 
 
 def right(completion, row):
@@ -47,11 +48,8 @@ class TestRows:
     table = tmp_path / "x.csv"
     cells = "".join(f'"{row["question"]}",{row["answer"]}\n' for row in ROWS)
     table.write_text("\ufeffquestion,answer\n" + cells)
-    files = [
-      write(tmp_path / f"x.{kind}", ROWS) for kind in ("json", "parquet")
-    ]
     want = task().examples("train")
-    for source in (str(lines), table, *files, iter(ROWS), Dataset()):
+    for source in (str(lines), table, iter(ROWS), Dataset()):
       assert task(source).examples("train") == want
     assert want[0].meta["row"] == ROWS[want[0].key]
 
@@ -90,7 +88,7 @@ class TestRows:
       (ROWS, {"rewards": []}, "no reward"),
       (ROWS, {"rewards": [lambda completion, row: 1]}, "name"),
       (ROWS, {"rewards": [right, right]}, "twice"),
-      (ROWS, {"rewards": "right"}, "file"),
+      (ROWS, {"rewards": "right"}, "my_rewards.py"),
       (ROWS, {"rewards": {"one": lambda text: 1}}, "'one' is no.*too many"),
       *((ROWS, {"rewards": {name: right}}, name) for name in sorted(FIGURES)),
       (ROWS, {"ranges": {"right": (1, 1)}}, "no range"),
@@ -132,6 +130,7 @@ def size(completions, rows):
 
 
 async def waits(completion, row):
+  LOOPS.add(asyncio.get_running_loop())
   await asyncio.sleep(0.2)
   return right(completion, row)
 
@@ -159,9 +158,8 @@ class TestRewards:
     made = task(rewards=[right, size, waits, wide, Judge()])
     example = made.examples("train")[0]
     answer = example.meta["row"]["answer"]
-    assert [c.name for c in made.components] == (
-      ["right", "size", "waits", "wide", "judge"]
-    )
+    names = [component.name for component in made.components]
+    assert names == ["right", "size", "waits", "wide", "judge"]
     found = made.score(example, answer)
     assert found.values == (1.0, 0.25, 1.0, 0, True)
     assert found.outcome is Outcome.WRONG  # two are below their maximum
@@ -177,6 +175,7 @@ class TestRewards:
     found = made.score_many(pairs)
     assert time.perf_counter() - start < 0.2 * len(pairs) / 2
     assert [x.values[0] for x in found][:4] == [1.0, 1.0, 1.0, 0.0]
+    assert made.score(*pairs[0]).values == (1.0,) and len(LOOPS) == 1
     assert task().score_many is None  # each by itself, in its own time
 
   def test_ranges_are_of_the_decorator_or_the_argument(self):
@@ -223,8 +222,12 @@ class TestRewards:
     label = made.with_label(example, "z")
     assert made.score(label, "z").values == (1.0,)
     assert label.reference == "z"
-    made = task(answer="answer", answer_key=int)
-    assert made.answer_key("07") == "7" and made.gold_completion(example) == "a"
+    rows = [{**row, "answer": 7} for row in ROWS]
+    made = task(rows, answer="answer", answer_key=int)
+    example = made.examples("train")[0]
+    found = [made.with_label(example, x).meta["row"]["answer"] for x in "8x"]
+    assert found == [8, "x"]  # a number, as the column has
+    assert made.answer_key("07") == "7"
     with pytest.raises(RewardError, match="answer_key on completion 'x'"):
       made.answer_key("x")
 
