@@ -107,11 +107,10 @@ def make_rewards(
     low, high = ranges.get(name, getattr(fn, _RANGE, (0.0, 1.0)))
     if not low < high:
       raise ValueError(f"reward {name!r} has no range: from {low} to {high}")
-    call = getattr(fn, "__call__", None)  # noqa: B004
     found[name] = Reward(
       *(name, fn, float(low), float(high)),
       is_batched=naming.arguments(fn)[:1] == ("completions",),
-      is_async=any(map(inspect.iscoroutinefunction, (fn, call))),
+      is_async=any(map(inspect.iscoroutinefunction, (fn, type(fn).__call__))),
     )
   if not found:
     raise ValueError("there is no reward: say rewards=[function, ...]")

@@ -34,9 +34,8 @@ class RowsConfig:
 
   def __post_init__(self):
     if isinstance(self.test, (int, float)) and not 0 < self.test < 1:
-      raise ValueError(
-        f"test is a share between 0 and 1, a file, or rows, not {self.test}"
-      )
+      said = "a share between 0 and 1, a file, or rows"
+      raise ValueError(f"test is {said}, not {self.test}")
 
 
 class RowsTask:
@@ -47,10 +46,8 @@ class RowsTask:
 
   def __init__(self, config: RowsConfig):
     self._rewards = rewards_lib.make_rewards(config.rewards, config.ranges)
-    self.components = tuple(
-      base.Component(one.name, one.minimum, one.maximum)
-      for one in self._rewards
-    )
+    parts = [(x.name, x.minimum, x.maximum) for x in self._rewards]
+    self.components = tuple(base.Component(*part) for part in parts)
     if not _is_path(config.rows):
       config = dataclasses.replace(config, rows=_listed(config.rows))
     if not isinstance(config.test, float | str | os.PathLike):
