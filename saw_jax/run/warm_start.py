@@ -108,19 +108,18 @@ def warm_start(
 
   Who wants the one that another process is making waits for it.
   """
-  params = decoder.init_params(decoder_config, jax.random.key(config.seed))
-  if not config.num_steps:
-    return params
+  shapes = decoder.param_shapes(decoder_config)
   name = f"{_digest(decoder_config, config, demonstrations)}.npz"
   folders = [folder for folder in (kept, cache) if folder is not None]
-  if (found := _find(name, params, folders)) is not None:
+  if (found := _find(name, shapes, folders)) is not None:
     return found
   cache.mkdir(parents=True, exist_ok=True)
   with (cache / f"{name}.lock").open("a") as lock:
     with contextlib.suppress(OSError):  # Some file systems have no locks.
       fcntl.flock(lock, fcntl.LOCK_EX)
-    if (found := _find(name, params, [cache])) is not None:
+    if (found := _find(name, shapes, [cache])) is not None:
       return found
+    params = decoder.init_params(decoder_config, jax.random.key(config.seed))
     made = _train(params, decoder_config, config, demonstrations)
     made = _keep(cache / name, made)
     pathlib.Path(lock.name).unlink(missing_ok=True)
@@ -128,12 +127,12 @@ def warm_start(
 
 
 def _find(
-  name: str, params: PyTree, folders: Sequence[pathlib.Path]
+  name: str, shapes: PyTree, folders: Sequence[pathlib.Path]
 ) -> PyTree | None:
   for folder in folders:
     if (folder / name).exists():
       try:
-        found = _read(folder / name, params)
+        found = _read(folder / name, shapes)
         LOG.info("warm start: from the cache, %s", folder / name)
         return found
       except _DAMAGED as error:
