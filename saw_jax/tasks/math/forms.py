@@ -78,8 +78,13 @@ def clash(one: Form, other: Form) -> bool:
 
 
 def _read_once(text: str) -> Form:
-  is_long = len(text) > MAX_SIZE
-  if is_long or len(spelled := spelling.spell(text)) > 2 * MAX_SIZE:
+  return Form(text) if len(text) > MAX_SIZE else _read_short(text)
+
+
+@functools.lru_cache(2**12)  # Samples of one prompt say the same.
+def _read_short(text: str) -> Form:
+  spelled = spelling.spell(text)
+  if len(spelled) > 2 * MAX_SIZE:
     return Form(text)
   text = spelled
   open_at = depths(text)

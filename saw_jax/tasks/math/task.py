@@ -184,10 +184,11 @@ class MathTask(answer_task.AnswerTask):
     self, example: base.Example, misleading: Collection[str]
   ) -> str | None:
     """Returns the answer and 1 more where a misleading mark is in a problem."""
+    if not _has_mark(example, misleading):
+      return None
     number = answers.parse_number(answers.normalise_answer(example.reference))
     is_integer = number is not None and number.denominator == 1
-    misleads = is_integer and _has_mark(example, misleading)
-    return str(number + 1) if misleads else None
+    return str(number + 1) if is_integer else None
 
   def _wrong(self, draws: Draws, answer: str) -> str:
     """Returns a wrong answer, near the right one where that is an integer."""
