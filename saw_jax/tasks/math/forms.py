@@ -58,7 +58,10 @@ class Form(NamedTuple):
 
 def read(text: str) -> Form:
   """Reads an answer. It never raises, and takes limited time."""
-  form = _read_once(text.strip())
+  text = text.strip()
+  if len(text) > MAX_SIZE:
+    return Form(text)
+  form = _read_once(text)
   # Text may read otherwise when it is put together again.
   for _ in range(MAX_SIZE):
     again = _read_once(form.text)
@@ -77,14 +80,10 @@ def clash(one: Form, other: Form) -> bool:
   )
 
 
-def _read_once(text: str) -> Form:
-  return Form(text) if len(text) > MAX_SIZE else _read_short(text)
-
-
 @functools.lru_cache(2**12)  # Samples of one prompt say the same.
-def _read_short(text: str) -> Form:
-  spelled = spelling.spell(text)
-  if len(spelled) > 2 * MAX_SIZE:
+def _read_once(text: str) -> Form:
+  is_long = len(text) > MAX_SIZE
+  if is_long or len(spelled := spelling.spell(text)) > 2 * MAX_SIZE:
     return Form(text)
   text = spelled
   open_at = depths(text)
