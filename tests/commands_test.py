@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import importlib
 import json
 import math
@@ -25,6 +26,7 @@ from saw_jax.models.lora import LoraConfig
 from saw_jax.reporting import catalogue, compare, report, sections
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.run import children, command_line
+from saw_jax.run.checkpoint import CheckpointError
 from saw_jax.training.parallel import ParallelConfig
 from tests import helpers
 from tests.reporting import golden_tables
@@ -135,6 +137,29 @@ def make_run(folder, name, seeds=(0, 1, 2), *, task="letters", steps=None):
 
 def rows_of(found: compare.Comparison) -> dict[str, compare.Row]:
   return {row.metric: row for row in found.rows}
+
+
+@pytest.mark.parametrize(
+  ("error", "said"),
+  [
+    (OSError(errno.ENOSPC, "x"), "error: the disk is full"),
+    (CheckpointError("damaged"), "error: damaged"),
+    (jax.errors.JaxRuntimeError("gone"), "error: a program of all 2"),
+    (KeyError("a fault of ours"), "Traceback"),
+  ],
+)
+def test_a_process_that_fails_does_not_wait_for_others(
+  monkeypatch, capsys, error, said
+):
+  """They wait for it: at a checkpoint, for as long as Orbax does."""
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(command_line.time, "sleep", lambda _: None)
+  leave = unittest.mock.Mock(side_effect=SystemExit)
+  monkeypatch.setattr(command_line.os, "_exit", leave)
+  with pytest.raises(SystemExit), command_line.leaving_others():
+    raise error
+  leave.assert_called_once_with(1)
+  assert capsys.readouterr().err.startswith(said)
 
 
 class TestCompare:

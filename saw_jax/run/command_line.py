@@ -10,6 +10,8 @@ import os
 import select
 import shlex
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 import ml_collections
@@ -135,21 +137,9 @@ def run(main: Callable[..., int | None]) -> None:
     except Exception as error:
       if isinstance(error, BrokenPipeError) and is_unread():
         return UNREAD
-      # By name, so that a mistake in the flags is answered without JAX.
-      names, text = {c.__name__ for c in type(error).__mro__}, _text(error)
-      full = [said for code, said in _FULL.items() if _says(error, code)]
-      if full:
-        text = (
-          f"{full[0][0]} ({text[:200]}): what was saved before is whole; "
-          f"{full[0][1]}, and the same command goes on from there"
-        )
-      elif not (names & _EXPLAINED or isinstance(error, OSError)):
+      if (status := _explain(error)) is None:
         raise
-      # The other reads or writes of a checkpoint of which one failed are thrown
-      # away as the process ends, each with its own words on that.
-      sys.unraisablehook = lambda _: None
-      logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-      return complain(text)
+      return status
 
   atexit.register(is_unread)
   app.run(guarded, flags_parser=_parse)
@@ -185,23 +175,46 @@ def checking_input() -> Iterator[None]:
 
 @contextlib.contextmanager
 def leaving_others() -> Iterator[None]:
-  """Ends one of several processes when a program of them all fails."""
+  """Ends one of several processes whose work fails, so that the others end."""
   import jax
 
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
+  except Exception as error:
     if jax.process_count() == 1:
       raise
-    complain(
-      f"a program of all {jax.process_count()} processes failed in process "
-      f"{jax.process_index()} ({str(error).splitlines()[0]}): if another one "
-      "has died, its own output says why; the same command, started on all "
-      "again, goes on from the last checkpoint"
-    )
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      complain(
+        f"a program of all {jax.process_count()} processes failed in process "
+        f"{jax.process_index()} ({str(error).splitlines()[0]}): if another one "
+        "has died, its own output says why; the same command, started on all "
+        "again, goes on from the last checkpoint"
+      )
+    elif _explain(error) is None:
+      traceback.print_exc()
     sys.stdout.flush()
+    time.sleep(1)  # Others may be about to say the same.
     # Python's own end waits for the other processes, for minutes, and aborts.
     os._exit(1)
+
+
+def _explain(error: Exception) -> int | None:
+  """Says in a sentence what was wrong, where there is one."""
+  # By name, so that a mistake in the flags is answered without JAX.
+  names, text = {c.__name__ for c in type(error).__mro__}, _text(error)
+  full = [said for code, said in _FULL.items() if _says(error, code)]
+  if full:
+    text = (
+      f"{full[0][0]} ({text[:200]}): what was saved before is whole; "
+      f"{full[0][1]}, and the same command goes on from there"
+    )
+  elif not (names & _EXPLAINED or isinstance(error, OSError)):
+    return None
+  # The other reads or writes of a checkpoint of which one failed are thrown
+  # away as the process ends, each with its own words on that.
+  sys.unraisablehook = lambda _: None
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  return complain(text)
 
 
 def _says(error: BaseException | None, code: int) -> bool:
