@@ -105,7 +105,8 @@ def _draw(
   for heading, of in panels.items():
     rows = {row: _likely(found.curves[run]) for row, run in of.items()}
     rows = {row: c for row, c in rows.items() if wanted <= c.values.keys()}
-    if rows:
+    # Of some rows of a table, panels may have no more than one before them.
+    if not any(rows.keys() <= one.keys() for one in ({}, *shown.values())):
       shown[heading] = rows
   if shown:
     looks = {"quantity": next(iter(metrics)), **looks, **found.picture(file)}

@@ -97,6 +97,19 @@ def test_no_picture_is_written_over_another(name, tmp_path, monkeypatch):
     assert set(drawn) == {f"{one}.png" for one in DRAWN[name].split()}
 
 
+def test_of_two_rows_no_panel_is_drawn_twice(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(
+    plots, "metric_panels", lambda panels, *_, **looks: drawn.append([*panels])
+  )
+  columns = catalogue.load("paw/household").columns("tiny")
+  finals = dict.fromkeys(columns.values(), 0.5)
+  rates = {"success": 0.5, "seconds/step": 2.0, "seconds/estimate": 0.1}
+  runs = dict.fromkeys(("grpo", "grpo_paw"), (rates, finals))
+  Written(tmp_path, "paw/household", runs)
+  assert drawn and all(one == ["with and without PaW"] for one in drawn)
+
+
 @pytest.fixture(scope="module")
 def rewards(tmp_path_factory):
   def run(first):  # step at which both rewards are high enough
