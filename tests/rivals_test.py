@@ -264,6 +264,14 @@ def test_multipliers_go_from_step_to_step(lift):
 
 AGGREGATES = losses_test.AGGREGATES
 masked = partial(stale_losses.tis_loss, outside=stale_losses.drop)
+def opmd(log_probs, advantages, completion_mask, *, tau, aggregate):
+  """The policy gradient, with 1 + τ in the advantages."""
+  scaled = advantages / (1 + tau)
+  return losses.policy_gradient_loss(
+    log_probs, scaled, completion_mask, aggregate=aggregate
+  )
+
+
 # Of each method of the vectors: its loss, and what it makes of the parameters.
 LOSSES = {
   "sapo": (trust_regions.sapo_loss, ("tau_pos", "tau_neg")),
@@ -276,6 +284,7 @@ LOSSES = {
     ),
     {"tau": "beta"},
   ),
+  "opmd_loss": (opmd, ("tau",)),
   "icepop_ppo": (masked, ("clip_low", "clip_high")),
   "sequence_mask_ppo": (partial(masked, ratio_of=losses.sequence_ratio), ()),
   "geometric_mask_token_weight_ppo": (
