@@ -116,12 +116,14 @@ def made(rows: Mapping[str, RowRuns]) -> list[dict[str, Any]]:
       entry["commit"] = "/".join(by)
       entry["code"] = "/".join(dict.fromkeys(by.values()))
       entry["instructions"] = document.get("instructions") or ""
-      entries.append(entry | {"weights": document.get("start") or ""})
+      entry["weights"] = document.get("start") or ""
+      entry["panel"] = (document.get("panel") or {}).get("digest", "")
+      entries.append(entry)
   return entries
 
 
 def check_same(rows: Mapping[str, RowRuns], *, is_whole: bool = True) -> None:
-  """Refuses runs of different code, starts or kinds of processors.
+  """Refuses runs of different code, starts, panels or kinds of processors.
 
   If they are not the `whole` table, what is missing would be run here.
   """
@@ -135,6 +137,7 @@ def check_same(rows: Mapping[str, RowRuns], *, is_whole: bool = True) -> None:
     told = [("version of the code", code) for code in entry["code"].split("/")]
     told.append(("instruction set", entry["instructions"]))
     told.append((f"start {entry.get('start')}", entry.get("weights")))
+    told.append(("panel of episodes", entry.get("panel")))
     for what, value in told:
       if value:
         found.setdefault(what, {}).setdefault(value, {})[entry["row"]] = None

@@ -97,6 +97,7 @@ def test_a_table_is_of_one_code_start_and_instruction_set(tmp_path):
     return {name: RowRuns((path,))}
 
   by = {"code": "1", "instructions": "avx", "start": "w"}
+  by["panel"] = {"digest": "p", "episodes": 2}
   same = row("a", **by) | row("b", **(by | {"commit": "def"}))
   runs.check_same(same)
   with pytest.raises(ValueError, match=r"one version.*1: a, b; 2: c\)"):
@@ -105,6 +106,8 @@ def test_a_table_is_of_one_code_start_and_instruction_set(tmp_path):
     runs.check_same(same | row("d", **(by | {"instructions": "avx2"})))
   with pytest.raises(ValueError, match=r"one start 0.*w: a, b; x: e\)"):
     runs.check_same(same | row("e", **(by | {"start": "x"})))
+  with pytest.raises(ValueError, match=r"panel of episodes.*p: a, b; q: i\)"):
+    runs.check_same(same | row("i", **(by | {"panel": {"digest": "q"}})))
   # An older run has its commit alone, and one that went on may have two codes.
   with pytest.raises(ValueError, match="1: a, b; abc: f"):
     runs.check_same(same | row("f"))
@@ -116,7 +119,7 @@ def test_a_table_is_of_one_code_start_and_instruction_set(tmp_path):
     runs.check_same(same, is_whole=False)
   assert runs.made(row("h", (3, 5), **by)) == [
     {"row": "h", "start": 0, "seeds": "3 5", "commit": "abc", "code": "1"}
-    | {"instructions": "avx", "weights": "w"}
+    | {"instructions": "avx", "weights": "w", "panel": "p"}
   ]
 
 
