@@ -144,7 +144,7 @@ def rows_of(found: compare.Comparison) -> dict[str, compare.Row]:
   [
     (OSError(errno.ENOSPC, "x"), "error: the disk is full"),
     (CheckpointError("damaged"), "error: damaged"),
-    (jax.errors.JaxRuntimeError("gone"), "error: a program of all 2"),
+    (jax.errors.JaxRuntimeError("gone"), "error: a program of all 1"),
     (KeyError("a fault of ours"), "Traceback"),
   ],
 )
@@ -152,7 +152,7 @@ def test_a_process_that_fails_does_not_wait_for_others(
   monkeypatch, capsys, error, said
 ):
   """They wait for it: at a checkpoint, for as long as Orbax does."""
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(command_line.time, "sleep", lambda _: None)
   leave = unittest.mock.Mock(side_effect=SystemExit)
   monkeypatch.setattr(command_line.os, "_exit", leave)

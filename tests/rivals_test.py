@@ -264,6 +264,8 @@ def test_multipliers_go_from_step_to_step(lift):
 
 AGGREGATES = losses_test.AGGREGATES
 masked = partial(stale_losses.tis_loss, outside=stale_losses.drop)
+
+
 def opmd(log_probs, advantages, completion_mask, *, tau, aggregate):
   """The policy gradient, with 1 + τ in the advantages."""
   scaled = advantages / (1 + tau)

@@ -49,9 +49,9 @@ def main() -> int:
   from saw_jax.run import build
 
   how = {"directory": folder, "resume_step": given.resume_step}
-  with command_line.checking_input():
-    experiment = build.build(given_config(), seeds, **how)
   with command_line.leaving_others():
+    with command_line.checking_input():
+      experiment = build.build(given_config(), seeds, **how)
     result = build.train(experiment, seeds, **how)
   if not result.finished:
     print(

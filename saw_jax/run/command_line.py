@@ -181,7 +181,7 @@ def leaving_others() -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
       raise
     if isinstance(error, jax.errors.JaxRuntimeError):
       complain(
