@@ -300,11 +300,11 @@ class TestReference:
       assert re.search(key, page), key
 
   def test_a_comment_is_found_above_and_beside_its_field(self):
-    said = reference.comments(sections.LoopConfig)
-    assert said["group_size"] == "G"
-    assert reference.comments(sections.TokenizerConfig)["name"].startswith(
-      '"bytes"; the name of a task'
-    )
+    assert reference.comments(sections.LoopConfig)["group_size"] == "G"
+    said = reference.comments(sections.TokenizerConfig)["name"]
+    assert said.startswith('"bytes"; the name of a task')
+    said = reference.comments(sections.LabelConfig)["method"]
+    assert [x for x in sections.selection.STRATEGIES if x not in said] == []
 
 
 def test_the_api_has_the_formulas_and_what_one_extends():

@@ -175,9 +175,9 @@ class LabelConfig:
   """Where rewards come from, and how labels are bought."""
 
   # truth: of the data set. vote: of the group. filtered_vote: right votes only.
-  # random, entropy, mean_probability, oracle or care buy labels; certainty and
-  # self_verification need none. trapo: of a fixed set of prompts, and votes of
-  # those that are learned as these are.
+  # random, entropy, margin, mean_probability, oracle or care buy labels;
+  # certainty and self_verification need none. trapo: of a fixed set of prompts,
+  # and votes of those that are learned as these are.
   method: str = "truth"
   label_fraction: float = 0.2  # of the prompts of a step; of trapo, of all
   gate: str = "none"  # whose votes are trusted: majority, probe
