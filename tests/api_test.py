@@ -295,22 +295,23 @@ class TestCommand:
   """`saw train --rows` is the same, and its mistakes are one sentence each."""
 
   def test_the_config_of_the_flags_is_that_of_python(self, folder, monkeypatch):
-    found = []
-    monkeypatch.setattr(
-      build, "build", lambda *given, **_: found.append(given[0])
-    )
+    found, other = [], folder / "another.py"
+    other.write_text(FUNCTIONS.replace("right", "short"))
+    monkeypatch.setattr(build, "build", lambda *x, **_: found.append(x[0]))
     given = GOOD | {"method": "gdpo+saw", "test": "0.25", "workdir": "run"}
     with pytest.raises(AttributeError):  # nothing was built
       commands_test.call(
         monkeypatch,
         "train",
         *(f"--{name}={text}" for name, text in given.items()),
+        f"--rewards={other}:short",
         "--config.loop.num_steps=7",
         "--config.algorithm.loss=rewards_of_a_command.py:right",
       )
     made = saw_jax.config("gdpo+saw", loop={"num_steps": 7})
     made.algorithm.loss = "rewards_of_a_command.py:right"
-    made.task.name, made.task.options = "rows", GOOD | {"test": 0.25}
+    own = {"test": 0.25, "rewards": [GOOD["rewards"], f"{other}:short"]}
+    made.task.name, made.task.options = "rows", GOOD | own
     (config,) = found
     assert config.to_dict() == made.to_dict()
     told, _ = build.remembered(config_lib.typed(config), "run", None)
@@ -329,9 +330,7 @@ class TestCommand:
       ("test=2", "share"),
     ],
   )
-  def test_a_mistake_is_a_sentence(
-    self, folder, monkeypatch, capsys, flag, word
-  ):
+  def test_a_mistake_is_told(self, folder, monkeypatch, capsys, flag, word):
     name, _, text = flag.partition("=")
     words = [f"--{k}={x}" for k, x in (GOOD | {name: text}).items()]
     with pytest.raises(SystemExit) as info:

@@ -107,10 +107,10 @@ def asset(module: str, name: str) -> Any:
   return json.loads(text) if path.suffix == ".json" else text.rstrip("\n")
 
 
-# Of a held-out evaluation there are figures of these names, beside those of the
+# A row of a held-out evaluation has these columns, beside those of the
 # components. A reward on the length may be called `length`: `over_length` is
 # what an evaluation says of it.
-FIGURES = frozenset(("total", "ended", "unscored", "length"))
+FIGURES = frozenset(("total", "ended", "unscored", "length", "step", "seed"))
 
 
 def token_limits(task: Task) -> dict[int, int]:
