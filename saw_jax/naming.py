@@ -118,8 +118,7 @@ def load(place: str) -> Any:
         "file: move it to one, or pass it again, from Python, as "
         "saw_jax.open_run(directory, task=task, config=config)"
       ) from None
-    known = [x for x in vars(found) if not x.startswith("_")]
-    near = nearest(name, known)
+    near = nearest(name, [x for x in vars(found) if not x.startswith("_")])
     raise ValueError(f"{where} has no {name!r}: {near}") from None
 
 
@@ -147,10 +146,13 @@ def load_file(path: str, name: str = "") -> types.ModuleType:
   try:
     with contextlib.suppress(Read):
       spec.loader.exec_module(module)
-  except BaseException:
+  except BaseException as error:
     del sys.modules[name], FILES[name]
     if previous is not None:
       sys.modules[name] = previous
+    if isinstance(error, Exception):  # whose words alone say no place
+      said = f"{file}: {type(error).__name__}: {error}"
+      raise ImportError(said) from error
     raise
   finally:
     _reading.pop()

@@ -188,8 +188,7 @@ class TestConfig:
 
   def test_a_checkpoint_has_its_own_lengths(self, tmp_path):
     made = saw_jax.config("grpo", checkpoint=str(tmp_path))
-    assert made.checkpoint == str(tmp_path)
-    assert made.model.dtype == "float32"  # on the CPU
+    assert (made.checkpoint, made.model.dtype) == (str(tmp_path), "float32")
     bare = saw_jax.config("grpo")
     assert made.optimizer.learning_rate < bare.optimizer.learning_rate
     assert config_lib.typed(made).rollout.max_prompt_tokens == 512
@@ -216,7 +215,7 @@ import functools, saw_jax
 def right(completion, row): return 1.0
 class Judge: __call__ = lambda self, completion, row: 1.0
 half, judge = functools.partial(right), Judge()
-def get_config(argument): return right
+def get_config(argument): return saw_jax.config(argument)
 READ = []
 saw_jax.train(None, None, directory=READ.append(1))
 LATER = 1
@@ -250,7 +249,7 @@ class TestPlaces:
     assert module.READ == [1] and not hasattr(module, "LATER")
     for name in ("right", "half", "judge", "Judge"):
       assert naming.place_of(naming.load(f"{path}:{name}")) == f"{path}:{name}"
-    assert config_lib.load(f"{path}:row") is found
+    assert config_lib.load(f"{path}:gdpo").algorithm.advantage == "gdpo"
     for odd in (module.Judge(), functools.partial(mine)):
       assert naming.is_lost(naming.place_of(odd))
     assert naming.load_file(path) is module
@@ -275,7 +274,7 @@ def test_a_run_directory_has_places_and_no_function(trained):
   assert document["options"]["rows"] == str(trained[0] / "problems.jsonl")
 
 
-FUNCTIONS = "def right(completion, row): return 1.0\n"
+FUNCTIONS = "def right(completion, row): return 1.0\nget_config = {}.get\n"
 GOOD = {
   "rows": "problems.jsonl",
   "prompt": "question",
@@ -287,6 +286,7 @@ GOOD = {
 def folder(tmp_path, monkeypatch):
   write_problems(tmp_path)
   (tmp_path / "rewards_of_a_command.py").write_text(FUNCTIONS)
+  (tmp_path / "broken.py").write_text("{}['NO_KEY']")
   monkeypatch.chdir(tmp_path)
   return tmp_path
 
@@ -312,9 +312,8 @@ class TestCommand:
     made.algorithm.loss = "rewards_of_a_command.py:right"
     own = {"test": 0.25, "rewards": [GOOD["rewards"], f"{other}:short"]}
     made.task.name, made.task.options = "rows", GOOD | own
-    (config,) = found
-    assert config.to_dict() == made.to_dict()
-    told, _ = build.remembered(config_lib.typed(config), "run", None)
+    assert [config.to_dict() for config in found] == [made.to_dict()]
+    told, _ = build.remembered(config_lib.typed(found[0]), "run", None)
     assert told.task.options["rows"] == str(folder / "problems.jsonl")
 
   @pytest.mark.parametrize(
@@ -323,6 +322,8 @@ class TestCommand:
       ("prompt=questoin", "'question'"),
       ("rewards=rewards_of_a_command.py:wrong", "'right'"),
       ("rewards=nowhere.py:right", "nowhere.py"),
+      ("rewards=broken.py:right", "broken.py: KeyError: 'NO_KEY'"),
+      ("config=rewards_of_a_command.py", "gives a config"),
       ("rewards=", "reward"),
       ("rows=nowhere.jsonl", "nowhere.jsonl"),
       ("method=gdop", "'gdpo'"),

@@ -269,7 +269,7 @@ def test_a_name_a_path_and_a_file_of_ones_own_are_loaded(tmp_path):
   [
     ("saw/tool_caling", ValueError, "'saw/tool_calling'"),
     ("configs/none.py", FileNotFoundError, "none.py"),
-    (__file__, AttributeError, "get_config"),
+    (__file__, TypeError, "get_config"),
   ],
 )
 def test_a_config_that_is_not_there_is_named(name, error, word):

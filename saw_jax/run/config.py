@@ -324,6 +324,7 @@ def load(name: str) -> ml_collections.ConfigDict:
     found = vars(module(inside.as_posix()))
   else:
     found = vars(naming.load_file(place))  # with functions that are found again
-  if "get_config" not in found:
-    raise AttributeError(f"{place} has no function get_config")
-  return found["get_config"](argument)
+  made = found.get("get_config", lambda _: None)(argument)
+  if not isinstance(made, ml_collections.ConfigDict):
+    raise TypeError(f"{place} has no function get_config that gives a config")
+  return made

@@ -72,10 +72,7 @@ class AnswerRun:
 
   def play(self, policy: Policy, mode: str = "sampled") -> agents.Episodes:
     """Plays held-out worlds, `greedy` or `sampled`; answers are no episodes."""
-    raise ValueError(
-      f"task {self._task.name!r} has single answers, and only episodes can be "
-      "played"
-    )
+    raise ValueError(f"task {self._task.name!r}: only episodes can be played")
 
 
 class EpisodeRun(AnswerRun):

@@ -128,9 +128,8 @@ class Policy:
     found = store.restore(self.state, step=step)
     if found.host.get("base") != self.digest:
       raise checkpoint.CheckpointError(
-        "the checkpoint's adapters were trained on another model than the one "
-        "that this run starts from: give it the model and the warm start that "
-        "the run began with"
+        "the checkpoint's adapters were trained on another model: give the run "
+        "the model and the warm start that it began with"
       )
     self.state = found.state
     return found
