@@ -331,7 +331,6 @@ def _check_shapes(
   for name in sorted(there.keys() | here.keys()):
     if there.get(name) != here.get(name):
       raise CheckpointError(
-        f"checkpoint {folder} is of another model or optimizer: array {name} "
-        f"is {there.get(name, 'absent')} there and {here.get(name, 'absent')} "
-        "here"
+        f"{folder} is of another model or optimizer: array {name} is "
+        f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
       )

@@ -109,6 +109,8 @@ def find_checkpoint(name: str) -> pathlib.Path:
         f"there is no {name!r}: name a Hugging Face directory, a .gguf file, "
         f"or one of {', '.join(CHECKPOINTS)}"
       )
+    if (path / "run.json").is_file():
+      raise ValueError(f"{name} is a run: name what saw export writes of it")
     return path
   spec = importlib.util.find_spec(CHECKPOINTS[name])
   folders = [] if spec is None else spec.submodule_search_locations or []
