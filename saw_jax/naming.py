@@ -51,13 +51,14 @@ def standing_in(name: str, module: types.ModuleType | None) -> Iterator[None]:
 def nearest(name: str, choices: Collection[str]) -> str:
   """The end of an error message: the most similar choice, then all of them.
 
-  >>> nearest("gdop", ["grpo", "gdpo"])
+  >>> nearest("GDPO", ["grpo", "gdpo"])
   "did you mean 'gdpo'? Choices: gdpo, grpo"
   """
   if not choices:
     return "there are none"
-  close = difflib.get_close_matches(name, choices, n=1, cutoff=0.0)
-  return f"did you mean {close[0]!r}? Choices: {', '.join(sorted(choices))}"
+  alike = {choice.lower(): choice for choice in choices}
+  (one,) = difflib.get_close_matches(name.lower(), alike, n=1, cutoff=0.0)
+  return f"did you mean {alike[one]!r}? Choices: {', '.join(sorted(choices))}"
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:

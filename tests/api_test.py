@@ -185,17 +185,17 @@ class TestConfig:
     assert {*made} == {*config_lib.get_config()}
     with pytest.raises(TypeError, match="'loop'"):
       saw_jax.config("gdpo", lopo={})
+    with pytest.raises(TypeError, match="is no task"):
+      saw_jax.train(made, [{"prompt": "a"}])
 
   def test_a_checkpoint_has_its_own_lengths(self, tmp_path):
-    made = saw_jax.config("grpo", checkpoint=str(tmp_path))
+    made, bare = (saw_jax.config("grpo", x) for x in (str(tmp_path), ""))
     assert (made.checkpoint, made.model.dtype) == (str(tmp_path), "float32")
-    bare = saw_jax.config("grpo")
     assert made.optimizer.learning_rate < bare.optimizer.learning_rate
     assert config_lib.typed(made).rollout.max_prompt_tokens == 512
 
   def test_every_registry_lists_itself(self):
-    for registry in saw_jax.names():
-      assert len(saw_jax.names(registry)) > 0, registry
+    assert all(map(saw_jax.names, saw_jax.names()))
     assert "asympo" in saw_jax.names("losses")
     assert "gdpo" in saw_jax.names("methods")
     assert "saw/tool_calling" in saw_jax.names("configs")

@@ -85,6 +85,8 @@ def remembered(
 ) -> tuple[RunConfig, Task | AgentTask]:
   """A task, and a config that makes it again wherever it is read."""
   name, options = run.task.name, run.task.options
+  if not (name if task is None else hasattr(task, "components")):
+    raise TypeError(f"{task!r:.40} is no task: saw_jax.task makes one")
   if task is not None:
     name, options = registry.describe_task(task, directory)
   else:
@@ -154,10 +156,7 @@ def _make_model(
 
 
 def open_checkpoint(run: RunConfig) -> pretrained.Pretrained:
-  try:
-    path = registry.find_checkpoint(run.checkpoint)
-  except FileNotFoundError as error:
-    raise FileNotFoundError(f"--config.checkpoint: {error}") from error
+  path = registry.find_checkpoint(run.checkpoint)
   longest = run.rollout.max_prompt_tokens + run.rollout.max_new_tokens
   source = pretrained.open_checkpoint(path, max_length=longest)
   shapes = jax.tree.leaves(decoder.param_shapes(source.config))
