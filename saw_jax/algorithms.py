@@ -347,18 +347,20 @@ def make_method(
     raise TypeError("the aggregate is a field of its own, not a loss_option")
   truncated = options.pop("truncated", "learn")
   naming.lookup(dict(learn=0, mask=0, drop=0), truncated, "truncated")
-  keep = _taken(options, KEEPS, "keep")
-  step_size = _taken(options, STEP_SIZES, "step_size")
-  compares = bool(options.pop("gradient_cosine", False))
-  by_term = bool(options.pop("gradient_norms", False))
+  of_update = dict(
+    truncated=truncated,
+    keep=_taken(options, KEEPS, "keep"),
+    step_size=_taken(options, STEP_SIZES, "step_size"),
+    compares=bool(options.pop("gradient_cosine", False)),
+    by_term=bool(options.pop("gradient_norms", False)),
+  )
   loss = resolve(config.loss, options, LOSSES, "loss", aggregate=aggregate)
 
   kl, in_reward, term = config.kl, None, objective.Term
   terms = {"policy": objective.policy(loss, ratio_to=config.ratio_to)}
   if config.entropy_coefficient:
-    terms["entropy"] = term(
-      objective.entropy, schedule(config.entropy_coefficient)
-    )
+    size = schedule(config.entropy_coefficient)
+    terms["entropy"] = term(objective.entropy, size)
   if "values" in reads:
     terms["value"] = term(objective.value, config.value_coefficient)
   world = make_world_model(config.world_model)
@@ -392,12 +394,8 @@ def make_method(
     reads_ratios="ratios" in reads,
     whiten=whiten,
     world=world,
-    truncated=truncated,
-    keep=keep,
-    step_size=step_size,
     carries=carries,
-    compares=compares,
-    by_term=by_term,
+    **of_update,
   )
   return with_loss(method, loss, ratio_to=config.ratio_to)
 

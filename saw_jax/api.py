@@ -184,9 +184,8 @@ def names(registry: str | None = None) -> list[str]:
   """
   if registry is None:
     return sorted(_REGISTRIES)
-  table = naming.load(
-    "saw_jax." + naming.lookup(_REGISTRIES, registry, "registry")
-  )
+  place = naming.lookup(_REGISTRIES, registry, "registry")
+  table = naming.load(f"saw_jax.{place}")
   return sorted(table() if callable(table) else table)
 
 

@@ -193,9 +193,7 @@ class TestTables:
 
   @pytest.mark.parametrize("aggregate", algorithms.AGGREGATES)
   @pytest.mark.parametrize("name", algorithms.LOSSES)
-  def test_every_loss_and_aggregate_reaches_the_policy_term(
-    self, name, aggregate
-  ):
+  def test_each_loss_and_aggregate_reaches_the_policy(self, name, aggregate):
     options = NEEDED.get(aggregate, {})
     method = make(loss=name, aggregate=aggregate, aggregate_options=options)
     batch, outputs = recorded()

@@ -140,7 +140,7 @@ class Checkpointer:
     """Starts to save; returns when the arrays have been copied."""
     self._folder.check()
     finite = _of_each(_is_finite, [state, dict(arrays or {})])
-    for name in (name for name, is_so in _leaves(finite).items() if not is_so):
+    for name in (name for name, is_so in leaves(finite).items() if not is_so):
       raise FloatingPointError(
         f"array {name} is not finite after {step} steps, and was not saved; "
         f"there are checkpoints of the steps {self.steps}"
@@ -210,16 +210,11 @@ class Checkpointer:
     document = self._get(folder, "document", ocp.args.JsonRestore())
     _check_shapes(abstract, document["fingerprints"], folder)
     restore, saved = ocp.args.StandardRestore, document.get("arrays")
-    state = self._get(
-      folder, "state", restore(abstract), document["fingerprints"]
-    )
-    arrays = {}
+    sums, arrays = document["fingerprints"], {}
+    state = self._get(folder, "state", restore(abstract), sums)
     if saved:
-      shapes = {
-        name: np.zeros(shape, dtype)
-        for name, (_, dtype, *shape) in saved.items()
-      }
-      arrays = self._get(folder, "arrays", restore(shapes), saved)
+      like = {k: np.zeros(shape, of) for k, (_, of, *shape) in saved.items()}
+      arrays = self._get(folder, "arrays", restore(like), saved)
     arrays = jax.tree.map(np.asarray, arrays)
     return Restored(step, state, document["host"], arrays)
 
@@ -245,7 +240,7 @@ class Checkpointer:
     return found
 
 
-def _leaves(tree: PyTree) -> dict[str, Any]:
+def leaves(tree: PyTree) -> dict[str, Any]:
   """The arrays of a tree by their names."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -255,10 +250,10 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
 
 def fingerprints(tree: PyTree) -> dict[str, list]:
   """Computes a checksum of every array."""
-  sums = _leaves(_of_each(_checksum, tree))
+  sums = leaves(_of_each(_checksum, tree))
   return {
     name: [int(sums[name]), str(leaf.dtype), *map(int, leaf.shape)]
-    for name, leaf in _leaves(tree).items()
+    for name, leaf in leaves(tree).items()
   }
 
 
@@ -324,10 +319,8 @@ def _check_shapes(
   abstract: PyTree, expected: dict[str, list], folder: pathlib.Path
 ) -> None:
   there = {name: rest for name, (_, *rest) in expected.items()}
-  here = {
-    name: [str(leaf.dtype), *leaf.shape]
-    for name, leaf in _leaves(abstract).items()
-  }
+  found = leaves(abstract)
+  here = {name: [str(leaf.dtype), *leaf.shape] for name, leaf in found.items()}
   for name in sorted(there.keys() | here.keys()):
     if there.get(name) != here.get(name):
       raise CheckpointError(

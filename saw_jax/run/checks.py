@@ -128,10 +128,8 @@ def check_examples(made: Experiment) -> None:
 def check_workers(made: Experiment) -> None:
   """Loads the task in a worker process, if it is to be in some."""
   few = min(made.grading.num_workers, 1)
-  one = made._replace(
-    grading=dataclasses.replace(made.grading, num_workers=few)
-  )
-  with kind_of(one).open_workers():
+  grading = dataclasses.replace(made.grading, num_workers=few)
+  with kind_of(made._replace(grading=grading)).open_workers():
     pass
 
 

@@ -36,8 +36,6 @@ _EXPLAINED = set(
 # Errors that are about what was given, where input is read.
 _OF_INPUT = (ValueError, KeyError, TypeError, AttributeError)
 _OF_INPUT += (OSError, ImportError)
-
-
 # Why a write fails, and what helps.
 _FULL = {
   errno.ENOSPC: ("the disk is full", "make room"),
@@ -52,8 +50,6 @@ class UsageError(Exception):
 
 
 _OVERRIDES: list[tuple[str, str]] = []  # keys of the config, and their text
-
-
 # Flags by command: how absl defines each, and the commands whose flags are
 # among them ("+").
 _FLAGS: dict[str, dict[str, list]] = base.asset(__file__, "flags.json")
@@ -118,12 +114,8 @@ def run(main: Callable[..., int | None]) -> None:
       inspect.signature(main).bind(*argv[1:])
     except TypeError:
       return complain(f"unexpected argument {argv[-1]!r}; see --help")
-    logging.basicConfig(
-      level=logging.INFO,
-      format="%(asctime)s %(message)s",
-      datefmt="%H:%M:%S",
-      force=True,
-    )
+    look = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
+    logging.basicConfig(level=logging.INFO, force=True, **look)
     for noisy in ("jax", "orbax"):
       logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax warns here of each checkpoint that has no score, and has a traceback

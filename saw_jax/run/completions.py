@@ -92,9 +92,8 @@ def shorten(text: str, most: int) -> str:
   """A text of about so many characters at most, each of them Unicode."""
   if len(text) > most:
     head, tail = text[: most * 3 // 4], text[-most // 4 :]
-    text = (
-      f"{head}\n[... {len(text) - len(head) - len(tail):,} more ...]\n{tail}"
-    )
+    cut = len(text) - len(head) - len(tail)
+    text = f"{head}\n[... {cut:,} more ...]\n{tail}"
   return text.encode("utf-8", "replace").decode()
 
 

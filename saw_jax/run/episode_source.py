@@ -118,18 +118,13 @@ class Episodes:
       multiple = self._made.rollout.completion_multiple
       transcript = rollouts.trim(transcript, multiple)
     else:
-      size = self._task.max_steps
+      size, seen = self._task.max_steps, played.observations
       said = [
-        [
-          played.observations.get((n, *divmod(int(row), size)), [])
-          for row in own
-        ]
+        [seen.get((n, *divmod(int(row), size)), []) for row in own]
         for n, own in enumerate(rows)
       ]
-      selected = _gather(made.selected, rows, False)
-      transcript = observations.append(
-        learner, transcript, said, selected, step
-      )
+      chosen = _gather(made.selected, rows, False)
+      transcript = observations.append(learner, transcript, said, chosen, step)
     batch = _make_batch(transcript, made, rows)
     if self._made.method.truncated == "mask":
       _, _, ended = rollouts.read(transcript, self._policy.encoder)
@@ -215,9 +210,8 @@ def _put_back(found: np.ndarray, rows: np.ndarray, shape) -> np.ndarray:
 def _take(transcript: Transcript, rows: np.ndarray) -> Transcript:
   """The rows of a transcript that are learned from; padding has no role."""
   seeds, size = np.arange(len(rows))[:, None], transcript.prompt_size
-  taken = jax.tree.map(
-    lambda x: x[seeds, rows], transcript.replace(entropies=None)
-  )
+  bare = transcript.replace(entropies=None)
+  taken = jax.tree.map(lambda x: x[seeds, rows], bare)
   for x in jax.tree.leaves(taken):
     x[rows < 0] = 0
   taken.starts[rows < 0] = taken.ends[rows < 0] = size
@@ -228,9 +222,7 @@ def _make_batch(
   transcript: Transcript, made: StepEstimate, rows: np.ndarray
 ) -> TrainBatch:
   weights, counts = _gather(made.weights, rows), _gather(made.counts, rows)
-  return batch_lib.make_batch(
-    transcript, _gather(made.advantages, rows)
-  ).replace(
-    value_targets=_gather(made.value_targets, rows),
-    world=None if weights is None else world_model.RowWeights(weights, counts),
-  )
+  world = None if weights is None else world_model.RowWeights(weights, counts)
+  batch = batch_lib.make_batch(transcript, _gather(made.advantages, rows))
+  targets = _gather(made.value_targets, rows)
+  return batch.replace(value_targets=targets, world=world)

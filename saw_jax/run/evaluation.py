@@ -84,10 +84,8 @@ class Evaluator(BaseEvaluator):
     size, shards = self.config.batch_size, policy.lift.num_shards
     size = -(-min(size, len(self.examples)) // shards) * shards
     # Long prompts beside long ones: a batch is as wide as its longest.
-    order = sorted(
-      range(len(self.examples)),
-      key=lambda i: self._encoder.size(self.examples[i]),
-    )
+    sizes = list(map(self._encoder.size, self.examples))
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(order), size):
       chosen = [self.examples[i] for i in order[start : start + size]]
@@ -119,9 +117,7 @@ class Evaluator(BaseEvaluator):
       for name, value in found.items():
         parts.setdefault(name, []).append(value[:, : len(chosen)])
     back = np.argsort(order)
-    return {
-      name: np.concatenate(value, 1)[:, back] for name, value in parts.items()
-    }
+    return {name: np.concatenate(x, 1)[:, back] for name, x in parts.items()}
 
   def more(self, result: dict[str, np.ndarray]) -> dict[str, float]:
     """What a task averages in a way of its own, such as BFCL's categories."""
@@ -146,9 +142,8 @@ def average(
     values, scored = {}, result["scored"][n]
     for m, component in enumerate(components):
       chosen = rewards[..., m][scored[..., m]]
-      values[component.name] = (
-        float(chosen.mean(dtype=np.float64)) if chosen.size else float("nan")
-      )
+      mean = chosen.mean(dtype=np.float64) if chosen.size else np.nan
+      values[component.name] = float(mean)
     values["total"] = sum(values.values())
     # A reward may be called so; what is fully right is then in mean@k alone.
     values.setdefault("right", float(result["right"][n].mean()))

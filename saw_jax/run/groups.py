@@ -52,9 +52,8 @@ class Fresh:
     made, self._learner = learner.made, learner
     keep = learner.policy.encoder.keep
     self._examples = keep(made.task.examples("train"))
-    self._generate = learner.policy.make_generate(
-      made.sampling, made.loop.group_size
-    )
+    settings = made.sampling, made.loop.group_size
+    self._generate = learner.policy.make_generate(*settings)
 
   def draw(self, step: int) -> Drawn:
     learner, encoder = self._learner, self._learner.policy.encoder
@@ -167,9 +166,8 @@ def pack(
 
   found = [lay_out(group) for group in groups]
   names = [name for name in found[0] if all(name in x for x in found)]
-  return {
-    name: np.stack([x[name] for x in found]) for name in names
-  }, prompt_size
+  arrays = {name: np.stack([x[name] for x in found]) for name in names}
+  return arrays, prompt_size
 
 
 def join(groups: Sequence[Sequence[Group]], **layout: int) -> Rollout:
@@ -243,15 +241,10 @@ class Queue:
         "the checkpoint is of a synchronous run: it has no queue to go on with"
       )
     self._ledgers = [staleness.from_json(found) for found in host["ledgers"]]
+    start, kept = len("groups."), [x for x in arrays if x.startswith("groups.")]
     for k, (n, number) in enumerate(host["groups"].get("names", [])):
-      self._shelf[n][number] = Group(
-        {
-          name.removeprefix("groups."): np.array(x[k])
-          for name, x in arrays.items()
-          if name.startswith("groups.")
-        },
-        host["groups"]["prompt_size"],
-      )
+      own = {name[start:]: np.array(arrays[name][k]) for name in kept}
+      self._shelf[n][number] = Group(own, host["groups"]["prompt_size"])
     if "published.0" not in arrays:
       return params
     leaves, treedef = jax.tree.flatten(params)
@@ -338,6 +331,7 @@ class Queue:
 
   def _fill(self) -> None:
     """Starts groups while there is room, and somebody to sample them."""
+    is_ordered = self._protocol.ordered
     while any(map(self._protocol.room, self._ledgers)):
       if self._pool is None:
         request = self._start()
@@ -346,9 +340,7 @@ class Queue:
         rollout = self._early(transcript, request.examples)
         self._clock.lap("score")
         self._receive(actor_lib.Done(request, rollout, None))
-      elif (
-        self._protocol.ordered or self._pool.pending < 2 * self._config.actors
-      ):
+      elif is_ordered or self._pool.pending < 2 * self._config.actors:
         # An ordered protocol stamps its groups when the room opens. Others
         # take the weights of when somebody is free to use them, or nearly.
         self._pool.submit(self._start())
@@ -397,9 +389,8 @@ class Queue:
     what = "its groups are started again (death %d, %d may be restarted)"
     LOG.warning(f"%s; {what}", error, deaths, most)
     for n, tickets in enumerate(request.tickets):
-      self._ledgers[n] = staleness.lose(
-        self._ledgers[n], tickets, self._protocol
-      )
+      ledger = self._ledgers[n]
+      self._ledgers[n] = staleness.lose(ledger, tickets, self._protocol)
     if self._protocol.ordered:
       self._pool.submit(request)
 

@@ -36,8 +36,6 @@ from saw_jax.training import hosts
 from saw_jax.training.objective import Observation
 
 _INT32, _VERDICTS = 2**31 - 1, 2**30
-
-
 # What a task needs to be labelled.
 NEEDED = ("answer_key", "with_label", "label_form", "gold_completion")
 
@@ -58,10 +56,8 @@ class Labels:
 
   def read(self, sampled: Transcript) -> Rollout:
     """The responses, unscored."""
-    loop, components = self._made.loop, len(self._task.components)
-    return rollouts.unscored(
-      sampled, loop.prompts_per_step, components, self._encoder
-    )
+    sizes = self._made.loop.prompts_per_step, len(self._task.components)
+    return rollouts.unscored(sampled, *sizes, self._encoder)
 
   def train(self, rows: Rows, step: int) -> Rows:
     """Learns from the labels of a step; adds to what each seed logs."""
@@ -74,21 +70,20 @@ class Labels:
   def _answers(self, read: Rollout, examples: Examples):
     """Texts and answers `[N][P][G]`, ids `[N, P, G]`, and which are true."""
     task = self._task
+
+    def read_all(example: Example, group: Sequence[str]) -> list[str | None]:
+      return [task.answer_key(text, example) for text in group]
+
+    def match(example: Example, keys: Sequence[str | None]) -> list[bool]:
+      truth = task.answer_key(task.gold_completion(example), example)
+      return [key is not None and key == truth for key in keys]
+
     texts = np.array(read.completions, object)
     texts = texts.reshape(read.lengths.shape).tolist()
-    keys = _each(
-      lambda example, group: [task.answer_key(x, example) for x in group],
-      examples,
-      texts,
-    )
-    truth = None
+    keys, truth = _each(read_all, examples, texts), None
     if self.config.audit or self.config.strategy.sees_truth:
-      truth = np.array(_each(self._matches, examples, keys), bool)
+      truth = np.array(_each(match, examples, keys), bool)
     return texts, keys, np.stack([data.answer_ids(x) for x in keys]), truth
-
-  def _matches(self, example: Example, keys: Sequence[str | None]):
-    truth = self._task.answer_key(self._task.gold_completion(example), example)
-    return [key is not None and key == truth for key in keys]
 
   def _log(self, figures: Mapping[str, Any]) -> None:
     figures = jax.device_get(figures)
@@ -114,9 +109,8 @@ class OwnRewards(Labels):
         stops=(),  # Those of an answer: a verdict may quote one.
       ),
     )
-    sampling = dataclasses.replace(
-      made.sampling, temperature=config.verify_temperature
-    )
+    warmth = config.verify_temperature
+    sampling = dataclasses.replace(made.sampling, temperature=warmth)
     settings = self._judge.settings(sampling, 1)
     self._generate = functools.partial(policy.engine.sample, config=settings)
 
@@ -143,9 +137,8 @@ class OwnRewards(Labels):
       return rollout
     self._log(_audit_figures(truth, _facts(answer_ids, truth)))
     self._clock.lap("audit")
-    return rollout._replace(
-      outcomes=np.where(truth, rollouts.RIGHT, rollouts.WRONG)
-    )
+    outcomes = np.where(truth, rollouts.RIGHT, rollouts.WRONG)
+    return rollout._replace(outcomes=outcomes)
 
   def _verdicts(self, examples, completions, step) -> np.ndarray:
     """What the current policies say of each response: 0 or 1, `[N, P, G]`."""
@@ -290,9 +283,8 @@ class VoteLabels(Labels):
     if self.config.gate != "none" or self.config.strategy.has_curves:
       found |= _map(selection.gate_figures)(chosen.gated, right)
     if counts is not None:
-      found |= _map(selection.count_figures)(
-        counts, told["correct_outside"], ~chosen.gated
-      )
+      outside, free = told["correct_outside"], ~chosen.gated
+      found |= _map(selection.count_figures)(counts, outside, free)
     if self._desk is not None:
       found |= _map(selection.label_figures)(chosen, right, told["gaps"], truth)
     self._log(found)
@@ -340,9 +332,7 @@ class Desk:
     }
 
     def buy() -> list[str | None]:
-      found = self.ledger.buy(
-        list(asked.values()), self.source, again=self._again
-      )
+      found = self.ledger.buy([*asked.values()], self.source, self._again)
       return [answer and answer.text for answer in found]
 
     labels: list[list[str | None]] = [[None] * len(row) for row in examples]
@@ -379,22 +369,16 @@ class Probes:
   def __init__(
     self, learner: Learner, saved: Mapping[str, np.ndarray], budget: int
   ):
-    made = learner.made
-    settings = made.labels.probe
-    common = {
-      "settings": settings,
-      "optimizer": optax.adam(settings.learning_rate),
-    }
+    made, settings = learner.made, learner.made.labels.probe
+    rate = settings.learning_rate
+    common = {"settings": settings, "optimizer": optax.adam(rate)}
 
     def lift(fn, **options):
       return jax.vmap(functools.partial(fn, **options))
 
-    create = lift(
-      care.create_state,
-      group_size=made.loop.group_size,
-      hidden_size=made.decoder.width,
-      **common,
-    )
+    sizes = {"group_size": made.loop.group_size}
+    sizes["hidden_size"] = made.decoder.width
+    create = lift(care.create_state, **sizes, **common)
     self.state = jax.jit(create)(_keys(learner.seeds, 0))
     if saved:
       leaves, tree = jax.tree.flatten(self.state)

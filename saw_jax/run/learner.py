@@ -44,11 +44,9 @@ class Learner:
 
   def batch_indices(self, count: int, step: int) -> list[np.ndarray]:
     """Which of `count` prompts or worlds each seed has in a step, `[N][P]`."""
-    size = self._loop.prompts_per_step
-    return [
-      data.batch_indices(count, size, seed=seed, step=step)
-      for seed in self.seeds
-    ]
+    sizes = count, self._loop.prompts_per_step
+    draw = functools.partial(data.batch_indices, *sizes, step=step)
+    return [draw(seed=seed) for seed in self.seeds]
 
   def prepare(
     self, transcript
@@ -68,9 +66,8 @@ class Learner:
     batch = self.in_parts(batch)
     log_probs = self.programs["log_probs"]
     if self.needs_old and batch.old_log_probs is None:
-      batch = batch.replace(
-        old_log_probs=log_probs(self.policy.attached, batch)
-      )
+      ours = log_probs(self.policy.attached, batch)
+      batch = batch.replace(old_log_probs=ours)
     if self._reference is not None:
       batch = batch.replace(ref_log_probs=log_probs(self._reference, batch))
     return batch
@@ -151,9 +148,8 @@ class Learner:
       rows = batch_lib.take_rows(batch, part, loop.num_minibatches)
       rows = self.packed(rows, loop.num_microbatches)
       padding.append(rows.padded_share())
-      policy.state, values = self.programs["update"](
-        policy.state, rows, policy.base
-      )
+      given = policy.state, rows, policy.base
+      policy.state, values = self.programs["update"](*given)
       updates.append(values)
     updates = hosts.fetch(updates)
     self.clock.lap("update")

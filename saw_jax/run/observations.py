@@ -103,29 +103,24 @@ class Appender:
     most = self._made.episodes.max_observation_tokens
     shares = (scores.rewards - self._minima).sum(-1) / self._range
     scored = scores.scored.all(-1)
-    entropies = np.asarray(
-      hosts.fetch(self._measure(learner.policy.params, batch))
-    )
+    entropies = hosts.fetch(self._measure(learner.policy.params, batch))
+    counts = [[min(len(x), most) for x in row] for row in seen]
     record = StepRecord(
       rewards=np.where(scored, shares, 0.0).astype(np.float32)[..., None],
       steps=np.ones(shape, bool),
       scored=scored,
       anchors=np.zeros(shape, np.int32),
       penalties=np.zeros(shape, np.float32),
-      entropies=entropies.reshape(shape),
-      observed=np.array(
-        [[min(len(x), most) for x in row] for row in seen], np.int32
-      ).reshape(shape),
+      entropies=np.asarray(entropies).reshape(shape),
+      observed=np.array(counts, np.int32).reshape(shape),
     )
     pool = record.observed > 0
     keys = selection_keys(learner.seeds, step)
     made = hosts.fetch(self._estimate(record, keys))
     selected = made.selected.reshape(len(seen), -1)
     longer = append(learner, scores.transcript, seen, selected, step)
-    rows = batch.starts.shape
-    weights = world_model.RowWeights(
-      made.weights.reshape(rows), made.counts.reshape(rows)
-    )
+    pair = (x.reshape(batch.starts.shape) for x in (made.weights, made.counts))
+    weights = world_model.RowWeights(*pair)
     return _widened(batch, longer).replace(world=weights), [
       {
         "lambda": float(made.coefficients[n].mean()),

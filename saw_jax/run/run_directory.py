@@ -99,9 +99,7 @@ def _has_begun(folder: pathlib.Path) -> bool:
   return is_saved and (folder / "run.json").exists()
 
 
-def document_of(
-  run: "sections.RunConfig", seeds: Iterable[int]
-) -> dict[str, Any]:
+def document_of(run: "sections.RunConfig", seeds: Iterable[int]) -> dict:
   """What a run directory remembers of its config, all of it, and its seeds."""
   return {**config_lib.to_document(run), "seeds": list(seeds)}
 

@@ -160,9 +160,8 @@ class RunPage:
     said = [f"step {self._step} of {self._num_steps}"]
     if each := self._step_s():
       said.append(f"{each:.3g} s a step")
-    if each and self._is_live:
       left = _duration(each * (self._num_steps - self._step))
-      said.append(f"about {left} left")
+      said += [f"about {left} left"] * self._is_live
     said += [f"since {_clock(self._started)}", f"page of {_clock(time.time())}"]
     yield " · ".join(said)
     yield '</p><p id="stale" hidden>Nothing was written for long: if no process'
@@ -198,13 +197,11 @@ class RunPage:
 
   def _seconds(self) -> Iterator[str]:
     """Where the time of a step goes, by the medians of the newest steps."""
-    found = {
-      name.partition("/")[2]: float(
-        np.median(next(iter(curves.values()))[1::2][-20:])
-      )
-      for name, curves in self._curves.items()
-      if name.startswith("seconds/")
-    }
+    found: dict[str, float] = {}
+    for name, curves in self._curves.items():
+      if name.startswith("seconds/"):
+        newest = next(iter(curves.values()))[1::2][-20:]
+        found[name.partition("/")[2]] = float(np.median(newest))
     if not found.get("step"):
       return
     yield "<section><h2>Seconds of a step</h2><table>"
@@ -253,9 +250,8 @@ def _points(curve: array.array, most: int) -> np.ndarray:
   """Steps and values `[K, 2]`, at most so many, each a mean of neighbours."""
   points = np.array(curve).reshape(-1, 2)
   each = -(-len(points) // most)
-  points = np.pad(
-    points, ((0, -len(points) % each), (0, 0)), constant_values=np.nan
-  )
+  more = (0, -len(points) % each), (0, 0)
+  points = np.pad(points, more, constant_values=np.nan)
   return _mean(points.reshape(-1, each, 2), axis=1)
 
 

@@ -234,10 +234,8 @@ class Session:
     if done or self._interrupted or (every and self.step % every == 0):
       host, arrays = pack(self.step)
       own = {"base": self._policy.digest, "skipped": list(self._skipped)}
-      host = {"seeds": self._seeds, **own, **host}
-      self._store.save(
-        self.step, self._policy.state, host, arrays=arrays, score=score
-      )
+      state, host = self._policy.state, {"seeds": self._seeds, **own, **host}
+      self._store.save(self.step, state, host, arrays=arrays, score=score)
     if self._interrupted:
       self._store.wait()
 

@@ -20,7 +20,7 @@ import numpy as np
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout import transcript
-from saw_jax.run import metrics
+from saw_jax.run import checkpoint, metrics
 from saw_jax.settings import constant
 from saw_jax.training import objective, update
 from saw_jax.training import optimizer as optimizer_lib
@@ -148,9 +148,8 @@ def _train(
   config: WarmStartConfig,
   demonstrations: TrainBatch,
 ) -> PyTree:
-  settings = dataclasses.replace(
-    config.optimizer, learning_rate=config.learning_rate
-  )
+  rate = config.learning_rate
+  settings = dataclasses.replace(config.optimizer, learning_rate=rate)
   optimizer = optimizer_lib.make_optimizer(settings, config.num_steps)
   terms = {"likelihood": objective.Term(objective.likelihood)}
   if config.observation_coefficient:
@@ -185,24 +184,18 @@ def _train(
 def digest(params: PyTree) -> str:
   """Names a start by its weights; a value head is none of them."""
   found = hashlib.sha256()
-  for name, leaf in zip(_names(params), jax.tree.leaves(params), strict=True):
+  for name, leaf in checkpoint.leaves(params).items():
     if not name.startswith("value_"):
       found.update(np.asarray(leaf).tobytes())
   return found.hexdigest()[:10]
 
 
-def _names(params: PyTree) -> list[str]:
-  found = jax.tree_util.tree_leaves_with_path(params)
-  keystr = jax.tree_util.keystr
-  return [keystr(path, simple=True, separator="/") for path, _ in found]
-
-
 def _keep(path: pathlib.Path, params: PyTree) -> PyTree:
   """Saves a start in float32, unless another process has made it meanwhile."""
   beside = path.with_name(f"{path.stem}_{os.getpid()}.npz")
-  arrays = [np.asarray(x, np.float32) for x in jax.tree.leaves(params)]
+  found = checkpoint.leaves(params).items()
   try:
-    np.savez(beside, **dict(zip(_names(params), arrays, strict=True)))
+    np.savez(beside, **{name: np.asarray(x, np.float32) for name, x in found})
     if not path.exists():
       beside.rename(path)
   finally:
@@ -212,7 +205,7 @@ def _keep(path: pathlib.Path, params: PyTree) -> PyTree:
 
 def _read(path: pathlib.Path, like: PyTree) -> PyTree:
   with np.load(path) as file:
-    found = [file[name] for name in _names(like)]
+    found = [file[name] for name in checkpoint.leaves(like)]
   leaves, structure = jax.tree.flatten(like)
   found = [jnp.asarray(x, y.dtype) for x, y in zip(found, leaves, strict=True)]
   if [x.shape for x in found] != [x.shape for x in leaves]:

@@ -71,9 +71,8 @@ class TestUpdate:
     found, metrics = jax.jit(gradient)(adapters, helpers.batch(), base())
     merge = functools.partial(lora.merge, base(), config=LORA)
     merged, pull = jax.vjp(merge, adapters)
-    whole, expected = jax.jit(update.make_gradient(objective))(
-      merged, helpers.batch()
-    )
+    plain = jax.jit(update.make_gradient(objective))
+    whole, expected = plain(merged, helpers.batch())
     chex.assert_trees_all_close(found, pull(whole)[0], rtol=1e-4, atol=1e-7)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(found))
     assert metrics["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
@@ -134,9 +133,7 @@ class TestLearner:
 
 @pytest.mark.slow
 class TestRun:
-  def test_a_resumed_run_is_the_one_that_was_never_interrupted(
-    self, whole, tmp_path
-  ):
+  def test_a_resumed_run_is_the_one_never_interrupted(self, whole, tmp_path):
     again = shutil.copytree(whole, tmp_path / "again")
     loop.train(experiment(), [0, 1], directory=again, resume_step=2)
     helpers.assert_same_run(again, whole)

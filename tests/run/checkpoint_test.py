@@ -125,9 +125,7 @@ def test_a_save_leaves_the_count_of_who_asks_when_to_stop(store, monkeypatch):
 
 
 @pytest.mark.parametrize("text", [b"{", b"", b"\xff", b"null", b"[1]", b"{}"])
-def test_a_damaged_score_is_said_and_its_checkpoint_opens(
-  store, tmp_path, caplog, text
-):
+def test_a_checkpoint_of_a_damaged_score_opens(store, tmp_path, caplog, text):
   save(store, 1, 2, 3, scores={1: 0.9, 2: 0.2, 3: 0.3})
   (tmp_path / "1" / "metrics" / "metrics").write_bytes(text)
   with contextlib.closing(checkpoint.Checkpointer(tmp_path)) as other:

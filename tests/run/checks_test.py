@@ -257,9 +257,7 @@ def test_the_second_process_is_told_of_the_first(tmp_path, monkeypatch):
   run_directory.unlock(tmp_path)
 
 
-def test_weights_that_cannot_be_read_leave_the_directory_free(
-  tmp_path, monkeypatch
-):
+def test_unreadable_weights_leave_the_directory_free(tmp_path, monkeypatch):
   def fail(*_):
     raise ValueError("truncated")
 
@@ -278,9 +276,7 @@ def test_the_other_processes_of_a_run_take_no_lock(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_where_nothing_can_be_locked_there_is_a_warning(
-  tmp_path, monkeypatch, caplog
-):
+def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, caplog):
   def flock(*_):
     raise OSError(37, "No locks available")
 
@@ -352,6 +348,5 @@ def test_a_run_that_is_lengthened_is_the_longer_run(tmp_path):
   # A decay that ends at a step of its own is as good as none.
   other = {"schedule": "linear", "decay_steps": 9}
   optimizer = helpers.experiment(optimizer=other).optimizer
-  run_directory.check_run(
-    twice, {"loop": {"num_steps": 5}, "seeds": [0]}, optimizer
-  )
+  longer = {"loop": {"num_steps": 5}, "seeds": [0]}
+  run_directory.check_run(twice, longer, optimizer)

@@ -44,18 +44,16 @@ def test_answers_with_what_each_of_them_earned():
   }
   assert rows[7]["outcome"] == "wrong"
   # A queue keeps tokens alone, and they are read.
-  assert (
-    answers(texts, completions=[], rewards=rewards, outcomes=outcomes) == rows
-  )
+  scores = dict(rewards=rewards, outcomes=outcomes)
+  assert answers(texts, completions=[], **scores) == rows
   assert len({row["completion"] for row in rows}) > 2
 
 
 def test_what_was_not_scored_is_null():
   made = helpers.experiment()
   encoder = rollouts.Encoder(made.tokenizer, made.rollout)
-  read = rollouts.unscored(
-    labelling_test.say(labelling_test.TEXTS), 2, 2, encoder
-  )
+  said = labelling_test.say(labelling_test.TEXTS)
+  read = rollouts.unscored(said, 2, 2, encoder)
   read.scored[0, 0, 1, 0] = True
   examples = [helpers.Letters().examples("train")[:2]]
   odd = np.full((1, 8), np.nan)

@@ -266,9 +266,8 @@ class TestRuns:
     found = helpers.curves(tmp_path / "a")
     assert found["mismatch/max"][0].max() < 1e-4
     own = made._replace(rollout=dataclasses.replace(made.rollout, engine=""))
-    policies = [
-      experiment_lib.restore(x, 1, tmp_path / "a")[1] for x in (made, own)
-    ]
+    restore, place = experiment_lib.restore, tmp_path / "a"
+    policies = [restore(x, 1, place)[1] for x in (made, own)]
     a, b = (experiment_lib.evaluate(x)["greedy"] for x in policies)
     np.testing.assert_array_equal(a["rewards"], b["rewards"])
     world = agent_helpers.experiment(rollout=rollout)
@@ -333,9 +332,7 @@ class TestWhatIsRefused:
       ),
     ],
   )
-  def test_it_is_one_sentence_before_the_first_step(
-    self, fake, server, sections, said
-  ):
+  def test_it_is_a_sentence_before_any_step(self, fake, server, sections, said):
     vars(fake).update(server)
     made = experiment(fake, sections=sections)
     with pytest.raises((ValueError, EngineError), match=said) as info:

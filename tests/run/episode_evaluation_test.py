@@ -47,9 +47,8 @@ def test_equal_policies_play_alike(played):
 
 def test_each_kind_has_its_share(played):
   evaluator, results, scores = played
-  kinds = [
-    evaluator._task.category("test", seed) for seed in evaluator.examples
-  ]
+  kind_of, seeds = evaluator._task.category, evaluator.examples
+  kinds = [kind_of("test", seed) for seed in seeds]
   assert set(kinds) == {"even", "odd", ""}  # those without one are in none
   right = results["greedy"]["right"][0, :, 0]
   expected = {

@@ -45,9 +45,8 @@ class Votes(helpers.Letters):
 def make(task=None, num_seeds=1, **fields):
   """An evaluator that scores in this process."""
   rollout = {"prompt_multiple": 8, "max_prompt_tokens": 64}
-  made = helpers.experiment(
-    task=task or Votes(), evaluation=fields, rollout=rollout
-  )
+  sections = {"evaluation": fields, "rollout": rollout}
+  made = helpers.experiment(task=task or Votes(), **sections)
   workers = experiment_lib.kind_of(made).open_workers()
   policy = experiment_lib.Policy(made, num_seeds)
   return evaluation.Evaluator(policy, workers)

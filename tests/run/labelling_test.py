@@ -225,9 +225,7 @@ class TestScore:
       ({"method": "entropy"}, TRUTH_OF_0, [[1, 0]]),
     ],
   )
-  def test_who_is_scored_against_what(
-    self, make, config, rewards, multipliers, tmp_path
-  ):
+  def test_scores_by_method(self, make, config, rewards, multipliers, tmp_path):
     one = make(label_fraction=0.5, **config)
     assert score(one) == (rewards, multipliers)
     buys = config["method"] in ("oracle", "entropy")

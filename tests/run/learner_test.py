@@ -58,9 +58,7 @@ def test_a_step_moves_the_policy_and_says_what_it_did(step):
   ],
   ids=["one update", "two updates", "no ratio", "kl in loss", "kl in reward"],
 )
-def test_log_probs_are_computed_where_they_are_needed(
-  step, algorithm, parts, old, ref
-):
+def test_log_probs_are_computed_where_needed(step, algorithm, parts, old, ref):
   made = helpers.experiment(
     algorithm=algorithms.AlgorithmConfig(**algorithm),
     loop={"num_minibatches": parts},

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from saw_jax import algorithms
 from saw_jax.models import lora
@@ -43,10 +44,10 @@ class TestRun:
       for kind in ("reward", "weight", "cv", "std", "constant_groups"):
         assert f"{kind}/{component}" in found
     weights = found["weight/letter"] + found["weight/small"]
-    np.testing.assert_allclose(weights, 2.0, rtol=1e-5)
+    assert_allclose(weights, 2.0, rtol=1e-5)
     assert not any(name.startswith(("lag/", "groups/")) for name in found)
     assert found["sampler_mismatch"].max() < 1e-5
-    np.testing.assert_array_equal(found["skipped"], 0)
+    assert_array_equal(found["skipped"], 0)
 
   def test_keeps_completions_with_the_rewards_that_they_earn(self, whole):
     rows = list(metrics.read_lines(whole[0] / "completions.jsonl"))
@@ -57,7 +58,7 @@ class TestRun:
       example = base.Example(0, (), row["prompt"][0])
       score = helpers.Letters().score(example, row["completion"])
       found = row["reward/letter"], row["reward/small"]
-      np.testing.assert_allclose(found, score.values, rtol=1e-6)
+      assert_allclose(found, score.values, rtol=1e-6)
       assert row["total"] == sum(found)
       assert row["outcome"] == score.outcome.value
     # GDPO gives what earned the same in a group the same, and more for more.
@@ -76,9 +77,7 @@ class TestRun:
     run(tmp_path, [1])
     alone, beside = curves(tmp_path), curves(whole[0])
     for name in ("reward/letter", "loss"):
-      np.testing.assert_allclose(
-        alone[name][0], beside[name][1], rtol=1e-3, atol=1e-5
-      )
+      assert_allclose(alone[name][0], beside[name][1], rtol=1e-3, atol=1e-5)
 
   @pytest.mark.slow
   def test_the_reward_rises(self, tmp_path):
@@ -113,9 +112,7 @@ class TestBadRewards:
       assert any(str(key) in str(caught.value) for key in range(1000, 1003))
 
   @pytest.mark.parametrize("interval", [1, 0])  # with evaluations, and without
-  def test_nothing_is_learned_from_a_step_that_nobody_could_score(
-    self, interval, tmp_path
-  ):
+  def test_nothing_is_learned_from_an_unscored_step(self, interval, tmp_path):
     task = Scored(lambda *_: (None, None))
     # Keys of the held-out examples are above 1000.
     with pytest.raises(RewardError, match="'letters' .*of .*unscored") as error:
@@ -204,8 +201,6 @@ def test_seeds_are_judged_one_by_one(tmp_path, monkeypatch):
   fields = {"skip_nonfinite": True, "num_steps": 2}
   monkeypatch.setattr(learner.Learner, "update", spoil)
   assert run(tmp_path / "a", loop=fields).finished
-  np.testing.assert_array_equal(
-    curves(tmp_path / "a")["skipped"].T, [[0, 1]] * 2
-  )
+  assert_array_equal(curves(tmp_path / "a")["skipped"].T, [[0, 1]] * 2)
   with pytest.raises(FloatingPointError, match="step 0 of seed 1: advantages"):
     run(tmp_path / "b")

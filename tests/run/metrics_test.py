@@ -58,9 +58,7 @@ class TestFileWriter:
     + [b'{"step": null, "seed": 0}', b'{"step": 1e999, "seed": 0}']
     + [b'{"step": true, "seed": 0}', b'{"step": 1, "seed": 0.5}'],
   )
-  def test_a_damaged_line_is_named_and_the_others_kept(
-    self, tmp_path, caplog, damage
-  ):
+  def test_a_damaged_line_is_named_and_left_out(self, tmp_path, caplog, damage):
     whole = write(tmp_path, [(step, 0, {"x": step}) for step in range(4)])
     path = tmp_path / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n")
@@ -97,9 +95,7 @@ class TestFileWriter:
     assert sizes[0][0] == sizes[1][0]
     assert sizes[1][1] < 1.02 * sizes[0][1] < 20_000
 
-  def test_what_is_no_number_is_null_there_and_nan_when_it_is_resumed(
-    self, tmp_path
-  ):
+  def test_what_is_no_number_is_null_there_and_nan_when_resumed(self, tmp_path):
     odd = {"x": math.nan, "y": -math.inf, "z": 1.5}
     first = write(tmp_path, [(0, 0, odd)])
     line = json.loads(lines_of(tmp_path)[0], parse_constant=pytest.fail)
@@ -232,17 +228,13 @@ class TestTrackers:
     name, text, step = calls[2]
     assert (name, step) == ("completions", 2)
     assert "total **1.0**" in text
-    at = [
-      line for line in text.splitlines() if "script" in line or "# y" in line
-    ]
+    at = [x for x in text.splitlines() if "script" in x or "# y" in x]
     assert at and all(line.startswith("    ") for line in at)
     assert calls[-2:] == ["closed"] * 2
 
 
 class TestProgress:
-  def test_off_a_terminal_a_line_now_and_then_and_one_at_the_end(
-    self, monkeypatch, caplog
-  ):
+  def test_off_a_terminal_lines_come_now_and_then(self, monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     caplog.set_level(logging.INFO, logger=metrics.__name__)
     times = iter(range(100, 1000, 8))  # 8 s a step
@@ -271,9 +263,7 @@ class TestProgress:
     left = [line.split()[2] for line in caplog.messages[1:]]
     assert left == ["84"]  # 12 steps
 
-  def test_on_a_terminal_it_is_a_bar_that_gives_the_cursor_back(
-    self, monkeypatch, caplog
-  ):
+  def test_on_a_terminal_a_bar_returns_the_cursor(self, monkeypatch, caplog):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)

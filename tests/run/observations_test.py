@@ -39,9 +39,8 @@ def scored(made, scored=None):
   texts, width = ["ab", "xyzw", "c", "klm"], 5
   end = made.tokenizer.eos_ids[0]
   rows = [[*made.tokenizer.encode(text), end][:width] for text in texts]
-  sampled = helpers.transcript_of(
-    [rows], width, [[[97] * 3] * 4], prompt_size=4
-  )
+  prompts = [[[97] * 3] * 4]
+  sampled = helpers.transcript_of([rows], width, prompts, prompt_size=4)
   return rollouts.Rollout(
     transcript=sampled,
     completions=texts,

@@ -95,9 +95,8 @@ class TestBuild:
   def test_a_critic_gets_its_head_beside_the_models_weights(self, folder, lift):
     run = config_lib.typed(make_config(folder, lift))
     found = build.build(run)
-    critic = found._replace(
-      decoder=dataclasses.replace(found.decoder, value_head=True)
-    )
+    wider = dataclasses.replace(found.decoder, value_head=True)
+    critic = found._replace(decoder=wider)
     source = build.open_checkpoint(run)
     params = dict(build.make_params(run, critic, source))
     assert not np.any(params.pop("value_kernel"))
@@ -131,9 +130,7 @@ class TestBuild:
     with pytest.raises(ValueError, match=r"model\.safetensors: truncated"):
       build.build(make_config(copied))
 
-  def test_sequences_beyond_what_the_model_was_made_for_are_said(
-    self, copied, caplog
-  ):
+  def test_sequences_longer_than_the_models_are_said(self, copied, caplog):
     file = copied / "config.json"
     document = json.loads(file.read_text())
     file.write_text(json.dumps({**document, "max_position_embeddings": 70}))

@@ -113,9 +113,7 @@ class TestFixedLag:
 
 
 class TestResume:
-  def test_with_actors_it_is_bitwise_the_run_that_was_not_stopped(
-    self, whole, tmp_path
-  ):
+  def test_with_actors_a_resumed_run_is_bitwise_alike(self, whole, tmp_path):
     task = {"task": helpers.Stops(40)}
     first = run(tmp_path, sections=task, actors=2)
     assert not first.finished and 0 < first.step < 6

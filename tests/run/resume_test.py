@@ -34,9 +34,7 @@ def test_killed_in_the_middle_of_a_step_and_of_a_save(whole, tmp_path):
   assert not list((tmp_path / "checkpoints").glob("*tmp*"))
 
 
-def test_ctrl_c_saves_and_a_damaged_checkpoint_names_the_last_good_step(
-  whole, tmp_path
-):
+def test_ctrl_c_saves_and_a_damaged_step_names_the_good_one(whole, tmp_path):
   process = start(tmp_path)
   wait_for([process], lambda: 2 in checkpoints(tmp_path))
   process.send_signal(signal.SIGINT)

@@ -31,9 +31,8 @@ def example(text, key=7):
 
 
 def encoder(limit=48, **fields):
-  config = sections.RolloutConfig(
-    max_prompt_tokens=limit, prompt_multiple=16, **fields
-  )
+  fields |= dict(max_prompt_tokens=limit, prompt_multiple=16)
+  config = sections.RolloutConfig(**fields)
   return rollouts.Encoder(TOKENIZER, config)
 
 
@@ -61,9 +60,8 @@ class TestEncoder:
     monkeypatch.setattr(rollouts, "_HELD", 3)
     made = encoder()
     for number in range(9):
-      assert made.tokens(example(str(number))) == encoder().tokens(
-        example(str(number))
-      )
+      asked = example(str(number))
+      assert made.tokens(asked) == encoder().tokens(asked)
       assert len(made._ids) <= 3
 
   def test_prompts_of_all_seeds_have_one_padded_size(self):
@@ -161,9 +159,7 @@ class TestTrim:
       ([[97, TOKENIZER.pad_id]], 1, 2),  # A pad that was chosen is used.
     ],
   )
-  def test_sizes_are_multiples_and_no_longer_than_there_is(
-    self, rows, multiple, width
-  ):
+  def test_sizes_are_multiples_and_not_too_long(self, rows, multiple, width):
     made = transcript(rows)
     found = rollouts.trim(made, multiple)
     assert found.prompt_size == 2

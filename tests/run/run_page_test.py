@@ -81,9 +81,8 @@ def test_a_page_of_the_files_is_the_page_of_the_run(tmp_path):
   shown_steps = re.findall(r"Completions of step (\d+)", page.html())
   assert shown_steps == ["8", "6", "4", "0"]
   kinds = [attrs.get("class") for tag, attrs in found.tags if tag == "polyline"]
-  assert (
-    kinds.count("mean") == 2 and kinds.count("seed") == 4
-  )  # none is constant
+  # None is constant.
+  assert kinds.count("mean") == 2 and kinds.count("seed") == 4
 
 
 def test_nothing_that_a_run_writes_is_obeyed(tmp_path):
@@ -117,9 +116,8 @@ def test_a_long_run_of_many_seeds_stays_small(tmp_path, monkeypatch):
   page = RunPage(tmp_path, 1000)
   for step in range(500):
     for seed in range(10):
-      page.write(
-        step, seed, {f"reward/{i}": step * i + seed for i in range(10)}
-      )
+      row = {f"reward/{i}": step * i + seed for i in range(10)}
+      page.write(step, seed, row)
   lines = re.findall(r'points="([^"]*)"', page.html())
   assert len(lines) == 10 * (8 + 1)  # of ten seeds, eight are drawn
   assert sum(len(line.split()) for line in lines) <= 4000
@@ -133,9 +131,8 @@ def test_a_curve_has_few_points_each_the_mean_of_what_is_known(count):
   points = run_page._points(curve, 400)
   each = -(-count // 400)
   assert len(points) == -(-count // each)
-  wanted = (
-    [(each - 1) / 2, np.nanmean(found[:each])] if each > 1 else [0, np.nan]
-  )
+  mean = np.nanmean(found[:each]) if each > 1 else np.nan
+  wanted = [(each - 1) / 2, mean]
   np.testing.assert_allclose(points[0], wanted)
   np.testing.assert_allclose(
     points[-1, 0], np.arange(count)[(len(points) - 1) * each :].mean()
@@ -182,17 +179,14 @@ def test_the_higher_value_is_the_higher_point(tmp_path):
   assert float(half) == pytest.approx((float(high) + float(low)) / 2, abs=0.1)
 
 
-def test_it_is_written_now_and_then_and_when_somebody_is_waited_for(
-  tmp_path, monkeypatch
-):
+def test_it_is_written_now_and_then_and_at_every_wait(tmp_path, monkeypatch):
   now = 1000.0
   monkeypatch.setattr(run_page.time, "monotonic", lambda: now)
 
   def state():
     text = (tmp_path / "run.html").read_text()
-    return re.search(
-      r"<section class=.state (\w+).><p><b>(.*?)</b>", text
-    ).groups()
+    told = r"<section class=.state (\w+).><p><b>(.*?)</b>"
+    return re.search(told, text).groups()
 
   with RunPage(tmp_path, 9) as page:
     page.enter("sampling")

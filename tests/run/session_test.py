@@ -60,9 +60,7 @@ class TestInterrupt:
   def test_among_several_processes_the_service_says_where(self, monkeypatch):
     told, before = [], signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(session.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(
-      session.hosts, "is_sync_point", lambda count: count == 2
-    )
+    monkeypatch.setattr(session.hosts, "is_sync_point", lambda n: n == 2)
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     try:
       with session.Interrupt() as interrupt:
@@ -117,9 +115,8 @@ class TestSession:
       for _ in range(4):
         end_step(one)
     (tmp_path / "final.json").write_text("[]")
-    helpers.halve(
-      helpers.largest_file(tmp_path / "checkpoints" / "4" / "state")
-    )
+    last = tmp_path / "checkpoints" / "4" / "state"
+    helpers.halve(helpers.largest_file(last))
     with pytest.raises(checkpoint.CheckpointError, match="--resume_step=2"):
       opened(tmp_path, **fields).__enter__()
     with opened(tmp_path, 2, **fields) as one:
@@ -187,9 +184,7 @@ class TestSession:
   @pytest.mark.parametrize(
     ("interval", "expected"), [(0, [4]), (2, [0, 2, 4]), (3, [0, 3, 4])]
   )
-  def test_evaluates_at_its_interval_and_at_the_end(
-    self, tmp_path, interval, expected
-  ):
+  def test_evaluates_at_intervals_and_last(self, tmp_path, interval, expected):
     fields = {"interval": interval, "num_examples": 2}
     with opened(tmp_path, evaluation=fields) as one:
       one.evaluate()

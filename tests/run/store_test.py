@@ -62,10 +62,9 @@ def write(folder, name, text="x"):
 
 
 def objects(bucket):
-  paths = (bucket / "run").rglob("*")
-  return {
-    p.relative_to(bucket / "run").as_posix() for p in paths if p.is_file()
-  }
+  run = bucket / "run"
+  paths = (path for path in run.rglob("*") if path.is_file())
+  return {path.relative_to(run).as_posix() for path in paths}
 
 
 def claim(bucket):
@@ -93,9 +92,7 @@ def train(place=ADDRESS):
 @pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )
-def test_a_run_that_is_killed_while_it_sends_ends_as_one_in_a_folder(
-  bucket, tmp_path
-):
+def test_a_run_killed_while_it_sends_ends_as_one_in_a_folder(bucket, tmp_path):
   train(tmp_path / "folder")
   # All is sent of the last checkpoint but the word that it is, and the rows
   # are there.
@@ -164,9 +161,7 @@ def test_the_door_reads_and_lengthens_what_another_machine_has_trained(bucket):
 
 
 @pytest.mark.slow
-def test_two_hosts_go_on_from_parts_of_each_other(
-  bucket, tmp_path, tmp_path_factory
-):
+def test_hosts_go_on_from_parts_of_others(bucket, tmp_path, tmp_path_factory):
   pair = two_processes_test.pair_of("tools", tmp_path_factory)
   before = (sys.executable, "-m", "tests.store_fake", tmp_path / "store")
   how = script_runs.TOOLS, {**two_processes_test.FIELDS, "before": before}
@@ -210,9 +205,7 @@ class TestMirror:
     parts = (found / "checkpoints" / "3" / "state").iterdir()
     assert {path.name for path in parts} == {"part_0", "part_1"}
 
-  def test_sends_what_is_new_and_takes_away_what_has_gone(
-    self, bucket, monkeypatch
-  ):
+  def test_sends_what_is_new_and_drops_what_has_gone(self, bucket, monkeypatch):
     monkeypatch.setattr(store, "SEND_S", 0.05)
     one = mirror()
     for name in ("run.json", "final.json", "lock", "a.tmp", "tb/seed_0/events"):

@@ -129,9 +129,8 @@ def arrays(workdir):
   folder = workdir / "checkpoints" / str(last) / "state"
   with ocp.PyTreeCheckpointer() as reader:
     tree = reader.metadata(folder).item_metadata.tree
-    wanted = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-    )
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    wanted = jax.tree.map(lambda _: as_numpy, tree)
     return reader.restore(folder, restore_args=wanted)
 
 
@@ -154,9 +153,7 @@ def test_two_are_one_and_go_on_after_a_kill(tmp_path, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["labels", "episodes"])
-def test_two_share_stop_together_and_go_on_without_loss(
-  tmp_path, tmp_path_factory, kind
-):
+def test_two_stop_together_and_lose_nothing(tmp_path, tmp_path_factory, kind):
   pair, how = pair_of(kind, tmp_path_factory), KINDS[kind]
   one, broken = tmp_path / "one", tmp_path / "broken"
   run_one(one, *how)

@@ -38,9 +38,8 @@ def demonstrations():
 
 
 def make(cache, config=CONFIG):
-  return warm_start.warm_start(
-    helpers.CONFIG, config, demonstrations(), cache=cache
-  )
+  given = helpers.CONFIG, config, demonstrations()
+  return warm_start.warm_start(*given, cache=cache)
 
 
 def likelihood(params):
@@ -134,9 +133,7 @@ class TestWarmStart:
       chex.assert_trees_all_equal(one, made[0])
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
 
-  def test_one_that_came_with_the_configs_is_taken_first(
-    self, trained, no_training, tmp_path
-  ):
+  def test_one_of_the_configs_comes_first(self, trained, no_training, tmp_path):
     cache, params = trained
     found = warm_start.warm_start(
       helpers.CONFIG, CONFIG, demonstrations(), cache=tmp_path, kept=cache
