@@ -45,10 +45,8 @@ def dvao(
   group = dict(axis=1, where=scored)
   deviations = reductions.all_deviations(rewards, **group)
   std = reductions.all_std(rewards, ddof=ddof, keepdims=True, **group)
-  total, divisor = (
-    advantages.weighted_sum(x, weights) for x in (deviations, std)
-  )
-  return reductions.divide(total, divisor + eps)
+  total = advantages.weighted_sum(deviations, weights)
+  return reductions.divide(total, advantages.weighted_sum(std, weights) + eps)
 
 
 def gd2po(

@@ -178,9 +178,8 @@ class Decoder(nn.Module):
     c, layer = self.config, Layer
     if c.remat != "none":
       # A scan keeps the recomputation apart by itself.
-      layer = nn.remat(
-        Layer, policy=_REMAT[c.remat], prevent_cse=not c.scan_layers
-      )
+      how = dict(policy=_REMAT[c.remat], prevent_cse=not c.scan_layers)
+      layer = nn.remat(Layer, **how)
     if c.scan_layers:
       layers = nn.scan(
         layer,

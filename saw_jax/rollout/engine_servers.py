@@ -80,17 +80,14 @@ class Servers:
     self._write, self._greedy, self._folder = write, greedy, folder
     urls = [url.strip() for url in urls.split(",")]
     count = config.concurrency * len(urls)
-    self._client = httpx.Client(
-      # vLLM ends idle connections after 5 s, under a request, too.
-      limits=httpx.Limits(
-        max_keepalive_connections=count, keepalive_expiry=2.0
-      ),
-      headers={
-        "Content-Type": "application/json",
-        "Accept-Encoding": "identity",
-      },
-      trust_env=False,  # no proxy
-    )
+    headers = {
+      "Content-Type": "application/json",
+      "Accept-Encoding": "identity",
+    }
+    # vLLM ends idle connections after 5 s, under a request, too.
+    limits = httpx.Limits(max_keepalive_connections=count, keepalive_expiry=2.0)
+    how = {"limits": limits, "headers": headers, "trust_env": False}
+    self._client = httpx.Client(**how)  # through no proxy
     self._servers = [Server(url, self._client, config) for url in urls]
     found = [server.traits(max_length) for server in self._servers]
     if len({one._replace(model="") for one in found}) > 1:
@@ -115,9 +112,8 @@ class Servers:
     newest: Callable[[], PyTree] | None = None,
   ) -> Transcript:
     tokens, lengths = np.asarray(prompts.tokens), np.asarray(prompts.lengths)
-    if (
-      len(tokens) != 1 or prompts.sampled is not None or config.record_entropies
-    ):
+    is_known = len(tokens) == 1 and prompts.sampled is None
+    if not is_known or config.record_entropies:
       raise EngineError(
         "an engine's servers sample whole responses of one seed, and no "
         "entropies"
@@ -289,10 +285,8 @@ class Servers:
         fault = self._fault(answer, call)
       except asking.Failure as failure:
         if isinstance(failure, asking.Refusal) or failure.pause_s is None:
-          said = server_lib.quote(failure)
-          raise EngineError(
-            f"rollout.engine: {server.url} refuses a row: {said}"
-          ) from None
+          said = f"{server.url} refuses a row: {server_lib.quote(failure)}"
+          raise EngineError(f"rollout.engine: {said}") from None
         self._warn("%s: %s; its row is asked again", server.url, failure)
         self._figures["asked_again"] += 1
         server.leave(failure)

@@ -40,12 +40,8 @@ class GenerateConfig:
 
   def __post_init__(self):
     object.__setattr__(self, "eos_ids", tuple(self.eos_ids))
-    for name, least in (
-      ("max_new_tokens", 0),
-      ("group_size", 1),
-      ("cache_tokens", 0),
-      ("page_size", 0),
-    ):
+    sizes = dict(max_new_tokens=0, group_size=1, cache_tokens=0, page_size=0)
+    for name, least in sizes.items():
       if (value := getattr(self, name)) < least:
         raise ValueError(f"{name} must be {least} or more, not {value}.")
 
@@ -325,9 +321,8 @@ def _pass(config, params, *args):
 
 
 def _logits(config, params, hidden_BD: Array) -> Array:
-  logits_BV = log_probs.head_logits(
-    hidden_BD, decoder.head_kernel(params, config)
-  )
+  head_DV = decoder.head_kernel(params, config)
+  logits_BV = log_probs.head_logits(hidden_BD, head_DV)
   # Whole on each device: drawing from parts would send far more messages.
   return nn.with_logical_constraint(logits_BV, ("batch", None))
 

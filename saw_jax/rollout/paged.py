@@ -114,9 +114,8 @@ class Paged(Sampler):
     sizes_P = self._pages(lengths_P, 1)
     book = pages.start(X, self._num_slots, sizes_P, self._pages(S, T), G)
     cache = paged_lib.init_cache(self._decoder, X, p, book.table_NM)
-    loop = _Loop(
-      **self._nothing(cache), state_B=jnp.zeros(B, jnp.int32), book=book
-    )
+    waiting_B = jnp.zeros(B, jnp.int32)
+    loop = _Loop(**self._nothing(cache), state_B=waiting_B, book=book)
     asked_PM = book.prompts_PM[:, : self._pages(S, 1)]
 
     def read(part, loop):
@@ -230,10 +229,9 @@ class Paged(Sampler):
     T, K = self._config.max_new_tokens, self._period
 
     def wanted(loop):
-      counts_N = jnp.minimum(loop.slots.count_N + K, T)
-      return self._pages(self._lengths(loop.slots), counts_N) * (
-        loop.slots.live_N
-      )
+      slots = loop.slots
+      counts_N = jnp.minimum(slots.count_N + K, T)
+      return self._pages(self._lengths(slots), counts_N) * slots.live_N
 
     def lacks(loop):
       more_N = jnp.maximum(wanted(loop) - loop.book.held_N, 0)

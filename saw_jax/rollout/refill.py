@@ -27,9 +27,8 @@ from saw_jax.rollout.slots import Loop, Sampler, Slots
 from saw_jax.rollout.transcript import PromptBatch, Transcript
 from saw_jax.types import Array
 
-_PERIOD = (
-  1  # tokens, after which slots are looked at: fewest on CPUs is fastest
-)
+# Tokens, after which slots are looked at: fewest on CPUs is fastest.
+_PERIOD = 1
 
 
 @flax.struct.dataclass

@@ -2,6 +2,7 @@
 """One server of an inference engine, by HTTP, and whether it can be asked."""
 
 import contextlib
+import functools
 import json
 import logging
 import threading
@@ -73,10 +74,8 @@ class Server:
   def take(self, version: str, folder: str) -> None:
     """Has it load weights, unless it has them, or raises a `Failure`."""
     if self.dialect.held(self.ask) != version:
-      limit_s = self._config.deadline_s
-      self.dialect.load(
-        lambda path, body: self.ask(path, body, limit_s), folder, version
-      )
+      ask = functools.partial(self.ask, limit_s=self._config.deadline_s)
+      self.dialect.load(ask, folder, version)
     self.version = version
 
   def sample(self, body: dialects.Document, version: str) -> dialects.Answer:
@@ -118,9 +117,8 @@ class Server:
     def first(prompt: int, **sampling: Any) -> dialects.Answer:
       how = GenerateConfig(1, 1, (), sampling=SamplingConfig(**sampling))
       body = self.dialect.body([prompt], how, 1, 2)
-      return self.dialect.read(
-        self.ask(self.dialect.generate, body, 4 * _SHORT_S)
-      )
+      document = self.ask(self.dialect.generate, body, 4 * _SHORT_S)
+      return self.dialect.read(document)
 
     try:
       for prompt in range(3, 40):  # one whose likeliest token is that
@@ -139,10 +137,8 @@ class Server:
         "vLLM has it with --enable-scale-out"
       ) from None
     except (asking.Failure, LookupError, TypeError, ValueError) as error:
-      said = quote(error)
-      raise EngineError(
-        f"rollout.engine: {self.url} samples nothing: {said}"
-      ) from None
+      said = f"{self.url} samples nothing: {quote(error)}"
+      raise EngineError(f"rollout.engine: {said}") from None
     return "processed" if abs(alone) < 1e-3 else "tempered"
 
 

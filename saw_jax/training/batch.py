@@ -220,9 +220,7 @@ def pack_rows(batch: TrainBatch, layout: Layout) -> TrainBatch:
   R = S * height * K
   sizes = dict.fromkeys(("tokens", "positions", "segments"), layout.length)
   sizes |= dict.fromkeys(("sources", "targets"), width)
-  packed = {
-    name: np.zeros((N, R, size), np.int32) for name, size in sizes.items()
-  }
+  packed = {k: np.zeros((N, R, size), np.int32) for k, size in sizes.items()}
   rows, offsets, prompt_ends = np.zeros((3, N, B), np.int32)
   for (n, s, k), filled in bins.items():
     for j, items in enumerate(filled):

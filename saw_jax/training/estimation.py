@@ -92,12 +92,9 @@ def make_gradient_weights(
       return gradient_of(params, batch_of_one, base, axis_name=axis_name)[0]
 
     gradients = jax.lax.map(component_gradient, jnp.arange(rewards.shape[-1]))
-    return weighting.gradient_weights(
-      weights,
-      weighting.gram_of_clipped(gradients),
-      learning_rate=learning_rate,
-      temperature=temperature,
-    )
+    gram = weighting.gram_of_clipped(gradients)
+    how = dict(learning_rate=learning_rate, temperature=temperature)
+    return weighting.gradient_weights(weights, gram, **how)
 
   return gradient_weights
 

@@ -146,13 +146,9 @@ class _Stream(NamedTuple):
   unpack: Callable[[Array], Array]  # from [X, C] to [B, T]
 
   def log_probs(self, temperature: float, chunk_size: int):
-    return log_probs.chunked_log_probs(
-      self.wanted,
-      self.head_DV,
-      self.targets,
-      temperature=temperature,
-      chunk_size=chunk_size,
-    )
+    given = self.wanted, self.head_DV, self.targets
+    how = dict(temperature=temperature, chunk_size=chunk_size)
+    return log_probs.chunked_log_probs(*given, **how)
 
 
 def _read(config: DecoderConfig, params: PyTree, batch: TrainBatch) -> _Stream:
@@ -326,7 +322,6 @@ def kl(
   aggregate: losses.Aggregate = losses.token_mean,
 ) -> TermFn:
   """The term that keeps the policy near the reference."""
-
   how = {"estimator": estimator, "aggregate": aggregate}
 
   def term(outputs: Outputs, batch: TrainBatch) -> Ratio:
@@ -392,9 +387,8 @@ def mean_entropy(outputs: Outputs, batch: TrainBatch) -> Figures:
 
 def balance(outputs: Outputs, batch: TrainBatch) -> Figures:
   """How good and bad responses weigh, see `diagnostics.balance`."""
-  return diagnostics.balance(
-    outputs.log_probs, batch.advantages, batch.completion_mask
-  )
+  advantages, mask = batch.advantages, batch.completion_mask
+  return diagnostics.balance(outputs.log_probs, advantages, mask)
 
 
 def sampler_mismatch(outputs: Outputs, batch: TrainBatch) -> Figures:

@@ -136,9 +136,8 @@ def meshed(
 
   def place(state: TrainState):
     state = _one_seed(state)
-    return hosts.spread(
-      state, state_shardings(mesh, config, optimizer, state, lora)
-    )
+    places = state_shardings(mesh, config, optimizer, state, lora)
+    return hosts.spread(state, places)
 
   def place_params(params: PyTree):
     return hosts.spread(_one_seed(params), param_shardings(mesh, config))

@@ -116,13 +116,11 @@ def make_gradient(
       values, pull, found = jax.vjp(
         lambda params: part_loss(params, part)[1], params, has_aux=True
       )
-      ones = {
-        name: {
-          other: jnp.full_like(x, other == name) for other, x in values.items()
-        }
-        for name in values
-      }
-      return {name: pull(one)[0] for name, one in ones.items()}, (values, found)
+
+      def only(name):
+        return {k: jnp.full_like(x, k == name) for k, x in values.items()}
+
+      return {name: pull(only(name))[0] for name in values}, (values, found)
 
     gradient, (values, diagnostics) = total(
       part_gradients if by_term else part_gradient
@@ -189,15 +187,12 @@ def make_update(
       finite &= jnp.stack([jnp.isfinite(x).all() for x in looked_at]).all()
     metrics["gradient_norm"] = norm
     metrics["skipped"] = 1 - finite.astype(jnp.float32)
-    params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old), new, old
-    )
+    keep = functools.partial(jnp.where, finite)
+    params, opt_state = jax.tree.map(keep, new, old)
     if state.gradient is not None:
       cosine = diagnostics.gradient_cosine(gradient, state.gradient)
       metrics["gradient_cosine"] = cosine
-      gradient = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), gradient, state.gradient
-      )
+      gradient = jax.tree.map(keep, gradient, state.gradient)
       state = state.replace(gradient=gradient)
     state = state.replace(
       params=params, opt_state=opt_state, step=state.step + 1

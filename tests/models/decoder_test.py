@@ -245,9 +245,7 @@ def test_packed_segments_equal_separate_rows(name):
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("remat", config_lib.REMAT_POLICIES)
 @pytest.mark.slow
-def test_scanning_and_recomputing_change_no_value_and_no_gradient(
-  scan_layers, remat
-):
+def test_scans_and_recomputing_change_no_value_or_gradient(scan_layers, remat):
   params = random_params(CONFIG)
   batch = left_padded((3, 7), 7)
 

@@ -57,9 +57,7 @@ def kernel(name, *args):
   ("window", "dtype", "atol"),
   [(0, "float32", 1e-5), (40, "float32", 1e-5), (40, "bfloat16", 2e-2)],
 )
-def test_a_kernel_computes_what_bands_do(
-  name, window, dtype, atol, monkeypatch
-):
+def test_kernels_compute_what_bands_do(name, window, dtype, atol, monkeypatch):
   monkeypatch.setattr(kernels, "_TILE", 128)  # two tiles
   args = draw(dtype)
   found = both(functools.partial(kernel, name), window, *args)
@@ -99,10 +97,8 @@ def test_a_decoder_by_kernels_is_the_decoder(is_packed):
       chosen = dataclasses.replace(config, attention=attention)
       fn = decoder.Decoder(chosen).apply
       valid = None if is_packed else segments > 0
-      ids = segments if is_packed else None
-      hidden, _ = fn(
-        {"params": params}, tokens, positions, valid, segment_ids=ids
-      )
+      ids = {"segment_ids": segments if is_packed else None}
+      hidden, _ = fn({"params": params}, tokens, positions, valid, **ids)
       real = (segments > 0)[..., None]
       return jnp.sum(jnp.where(real, jnp.sin(hidden), 0.0))
 
@@ -121,9 +117,7 @@ def test_a_decoder_by_kernels_is_the_decoder(is_packed):
     ("gpu", "float32", None),
   ],
 )
-def test_auto_takes_the_kernel_of_the_machine(
-  platform, dtype, name, monkeypatch
-):
+def test_auto_takes_the_machines_kernel(platform, dtype, name, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
   sizes = dict(attention="auto", dtype=dtype, head_size=16)
   chosen = kernels.choose(dataclasses.replace(ODD, **sizes))

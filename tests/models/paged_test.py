@@ -46,10 +46,8 @@ def test_a_token_is_written_and_sees_what_its_row_holds(window):
       )
   for pool, x in zip(new, (k, v), strict=True):
     np.testing.assert_array_equal(in_order(pool, table), x)
-  order = np.arange(k.shape[2])[None]
-  seen = (order < LENGTHS[:, None]) & (
-    order >= LENGTHS[:, None] - (window or 99)
-  )
+  order, ends = np.arange(k.shape[2])[None], LENGTHS[:, None]
+  seen = (order < ends) & (order >= ends - (window or 99))
   expected = attention.attend(
     token[0],
     jnp.array(k.swapaxes(2, 3)),

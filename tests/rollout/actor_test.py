@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from saw_jax.models import decoder
 from saw_jax.rollout import actor, generate, transcript
@@ -101,13 +102,11 @@ class TestPartialSampler:
     found = sampler(0, params, prompts, keys)
     size = found.tokens.shape[-1]
     kept = found.roles != 0
-    np.testing.assert_array_equal(found.roles, whole.roles[..., :size])
-    np.testing.assert_array_equal(
-      found.tokens[kept], whole.tokens[..., :size][kept]
-    )
+    assert_array_equal(found.roles, whole.roles[..., :size])
+    assert_array_equal(found.tokens[kept], whole.tokens[..., :size][kept])
     assert (whole.roles[..., size:] == 0).all()
-    np.testing.assert_array_equal(found.ends, whole.ends)
-    np.testing.assert_allclose(
+    assert_array_equal(found.ends, whole.ends)
+    assert_allclose(
       found.behave_log_probs,
       whole.behave_log_probs[..., : size - whole.prompt_size],
       rtol=1e-5,
@@ -123,9 +122,7 @@ class TestPartialSampler:
     found = sampler(0, old, prompts, keys)
     before = jax.device_get(here(settings)(0, old, prompts, keys))
     first = before.prompt_size + 4
-    np.testing.assert_array_equal(
-      found.tokens[..., :first], before.tokens[..., :first]
-    )
+    assert_array_equal(found.tokens[..., :first], before.tokens[..., :first])
     assert (found.tokens[..., first:] != before.tokens[..., first:]).any()
     assert found.tokens.shape == before.tokens.shape
     # The second part has the log-probs of the new weights over the whole text.
@@ -138,7 +135,7 @@ class TestPartialSampler:
       batch = make_batch(one, np.zeros(6, np.float32))
       params = jax.tree.map(lambda x, n=n: x[n], new)
       expected = forward(params, batch).log_probs
-      np.testing.assert_allclose(
+      assert_allclose(
         one.behave_log_probs[:, 4:], expected[:, 4:], rtol=1e-4, atol=1e-5
       )
 
@@ -154,8 +151,8 @@ class TestProcessSampler:
       params = make_params(version)
       expected = here(SETTINGS)(version, params, prompts, keys)
       found = sampler(version, params, prompts, keys)
-      np.testing.assert_array_equal(found.tokens, expected.tokens)
-      np.testing.assert_array_equal(found.roles, expected.roles)
+      assert_array_equal(found.tokens, expected.tokens)
+      assert_array_equal(found.roles, expected.roles)
     os.kill(sampler.pid, signal.SIGKILL)
     with pytest.raises(actor.ActorDied, match="-9"):
       sampler(1, params, prompts, keys)

@@ -9,15 +9,9 @@ import pytest
 from saw_jax.rollout import paged, pages, refill
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
+from tests.rollout import refill_test
 from tests.rollout.generate_test import CONFIG, EOS
-from tests.rollout.refill_test import (
-  S,
-  assert_lanes_are_calls,
-  assert_same,
-  at_once,
-  give_many_stages,
-  slow,
-)
+from tests.rollout.refill_test import S, slow
 
 WINDOWS = dataclasses.replace(CONFIG, windows=(3, 0))
 
@@ -40,7 +34,7 @@ def compare(num_prompts, held, num_slots, num_pages, *, period=1, **changes):
   """Samples both ways; returns lengths, and how many rows were turned out."""
   config = changes.get("config", CONFIG)
   changes = {"page_size": 4} | changes
-  settings, asked, expected = at_once(num_prompts, **changes)
+  settings, asked, expected = refill_test.at_once(num_prompts, **changes)
   sampler = Watched(config, settings, num_slots, held, num_pages, period)
   sampler.out = []
 
@@ -50,7 +44,7 @@ def compare(num_prompts, held, num_slots, num_pages, *, period=1, **changes):
 
   found, book = jax.block_until_ready(sample(*asked))
   jax.effects_barrier()
-  assert_same(found, expected)
+  refill_test.assert_same(found, expected)
   assert int(book.count) == num_pages  # All pages are free again, once.
   assert sorted(np.asarray(book.free_X)) == list(range(num_pages))
   return np.asarray(found.completion_lengths), sum(sampler.out)
@@ -77,7 +71,7 @@ def compare(num_prompts, held, num_slots, num_pages, *, period=1, **changes):
 def test_pages_change_no_token(
   monkeypatch, num_prompts, held, num_slots, num_pages, is_turned, changes
 ):
-  give_many_stages(monkeypatch)
+  refill_test.give_many_stages(monkeypatch)
   lengths, turned = compare(num_prompts, held, num_slots, num_pages, **changes)
   if is_turned is not None:
     assert bool(turned) == is_turned
@@ -88,7 +82,7 @@ def test_pages_change_no_token(
 def test_each_lane_is_a_call_of_its_own():
   settings = GenerateConfig(11, 3, EOS, cache_tokens=70, page_size=4)
   assert paged.room(settings, 4, S) == (3, 1, 16)
-  assert_lanes_are_calls(settings, seeds=(0, 1))
+  refill_test.assert_lanes_are_calls(settings, seeds=(0, 1))
 
 
 @pytest.mark.parametrize(

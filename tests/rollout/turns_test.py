@@ -67,9 +67,7 @@ def mesh_lift():
     pytest.param(parallel.pmapped, 1, [0, 1, 2, 3], marks=pytest.mark.slow),
   ],
 )  # fmt: skip
-def test_rows_are_those_of_prompts_that_are_read_whole(
-  make, count, order, monkeypatch
-):
+def test_rows_are_those_of_whole_prompts(make, count, order, monkeypatch):
   monkeypatch.setattr(turns, "PART", 5)  # 24 are one less than five of them.
   lift = make()
   engine = rollouts.Native(lift, CONFIG)

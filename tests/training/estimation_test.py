@@ -389,8 +389,7 @@ class TestWorldModel:
     kinds = (parallel.ROWS, parallel.SAME), (parallel.ROWS,)
     lift = parallel.pmapped(jax.devices()[:2])
     one = jax.tree.map(lambda x: np.asarray(x)[None], made)
-    found = lift.wrap(fn, *kinds, takes_axis_name=True)(
-      one, jax.random.key(0)[None]
-    )
+    lifted = lift.wrap(fn, *kinds, takes_axis_name=True)
+    found = lifted(one, jax.random.key(0)[None])
     found = jax.tree.map(lambda x: np.asarray(x)[0], found)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -50,9 +50,7 @@ def plain_log_softmax(params, row, batch, temperature):
 class TestMakeForward:
   @pytest.mark.slow
   @pytest.mark.parametrize("temperature", [1.0, 0.6])
-  def test_the_logits_at_one_position_predict_the_token_at_the_next(
-    self, params, temperature
-  ):
+  def test_logits_of_a_place_predict_the_next_token(self, params, temperature):
     batch = helpers.batch(rows=3)
     assert len(set(np.asarray(batch.starts).tolist())) > 1  # unequal padding
     options = {"temperature": temperature, "chunk_size": 7}
@@ -288,9 +286,8 @@ class TestWorld:
       last = np.flatnonzero(roles[row] == transcript.POLICY)[-1]
       roles[row, last] = transcript.OBSERVATION
       observed[row, last] = True
-    weights = world_model.RowWeights(
-      jnp.array([0.5, 0.0, 1.0, 0.0]), jnp.full(4, 0.5)
-    )
+    weights = jnp.array([0.5, 0.0, 1.0, 0.0])
+    weights = world_model.RowWeights(weights, jnp.full(4, 0.5))
     batch = batch.replace(roles=jnp.asarray(roles), world=weights)
     return batch, observed[:, batch.prompt_size :]
 

@@ -31,9 +31,8 @@ def start(seed=0):
 @functools.cache
 def reference(seed=0, start=start, base=lambda seed: None, merge=None):
   """Two updates on one device in one piece."""
-  step = jax.jit(
-    update.make_update(helpers.full_objective(), OPTIMIZER, merge=merge)
-  )
+  made = helpers.full_objective()
+  step = jax.jit(update.make_update(made, OPTIMIZER, merge=merge))
   state, _ = step(start(seed), helpers.batch(seed=seed), base(seed))
   return jax.device_get(step(state, helpers.batch(seed=seed + 10), base(seed)))
 
@@ -121,9 +120,8 @@ class TestLiftsAgree:
   )
   def test_packed_rows_over_devices_with_micro_batches(self, kind):
     shards = {"num_shards": 2} if kind == "pmapped" else {"row_multiple": 4}
-    layout = batch_lib.Layout(
-      24, num_microbatches=2, target_multiple=8, **shards
-    )
+    sizes = dict(num_microbatches=2, target_multiple=8)
+    layout = batch_lib.Layout(24, **sizes, **shards)
     lift = parallel.pmapped(jax.devices()[:2])
     if kind == "meshed":
       lift = mesh_lift(data=2, fsdp=2)

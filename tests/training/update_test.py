@@ -241,9 +241,8 @@ class TestSkippedUpdates:
     row, t = 5, 0
     assert batch.completion_mask[row, t] and batch.advantages[row]
     params = {"log_probs": params["log_probs"].at[row, t].set(bad)}
-    before, after, metrics = self.step(
-      params, batch, num_microbatches=num_microbatches
-    )
+    parts = {"num_microbatches": num_microbatches}
+    before, after, metrics = self.step(params, batch, **parts)
     assert metrics["skipped"] == 1
     chex.assert_trees_all_equal(after.params, before.params)
     chex.assert_trees_all_equal(after.opt_state, before.opt_state)

@@ -81,9 +81,8 @@ def _checked(document: Document, where: str, *needed: str) -> dict[str, Any]:
       if not kind.fits(value):
         said, is_number = reprlib.repr(value), type(value) in (int, float)
         words = kind.words if is_number or not kind.limits else "a number"
-        raise ValueError(
-          f"{where}: {key!r} must be {words}, not {said}{kind.limits}"
-        )
+        said = f"must be {words}, not {said}{kind.limits}"
+        raise ValueError(f"{where}: {key!r} {said}")
       found[key] = value
   return found
 
@@ -176,10 +175,8 @@ def read_config(
   family = find_family(document, where)
   for key in (*family.refused, "quantization_config"):
     if document.get(key):
-      said = f"{key!r} is {reprlib.repr(document[key])}"
-      raise ValueError(
-        f"{where}: {said}, not supported for {family.model_type}"
-      )
+      said = f"{where}: {key!r} is {reprlib.repr(document[key])}"
+      raise ValueError(f"{said}, not supported for {family.model_type}")
   needed = set(_SIZES) - {"num_key_value_heads", "head_dim"}
   given = _checked(document, where, *needed)
   width, num_heads = given["hidden_size"], given["num_attention_heads"]
@@ -319,10 +316,8 @@ def _llama3(rope: Document, where: str, rotary_size: int, max_length):
   low, high = rope["low_freq_factor"], rope["high_freq_factor"]
   if low >= high:
     raise ValueError(f"{where}: low_freq_factor is not below high_freq_factor")
-  turns = [
-    length * theta ** (-2 * i / rotary_size) / (2 * math.pi)
-    for i in range(rotary_size // 2)
-  ]
+  powers = [-2 * i / rotary_size for i in range(rotary_size // 2)]
+  turns = [length * theta**power / (2 * math.pi) for power in powers]
   shares = np.clip([(turn - low) / (high - low) for turn in turns], 0.0, 1.0)
   return [1 / ((1 - s) / rope["factor"] + s) for s in shares], 1.0
 
@@ -369,10 +364,7 @@ def _longrope(rope: Document, where: str, rotary_size: int, max_length):
 # What makes the factors, and the keys that it needs.
 _ROPES = {
   "default": (lambda *_: ((), 1.0), ()),
-  "linear": (
-    lambda x, _, size, __: ([x["factor"]] * (size // 2), 1),
-    ("factor",),
-  ),
+  "linear": (lambda x, _, n, __: ([x["factor"]] * (n // 2), 1), ("factor",)),
   "llama3": (_llama3, ("rope_theta", _FIRST, *_FACTORS.split()[:3])),
   "yarn": (_yarn, ("rope_theta", _FIRST, "factor")),
   "longrope": (_longrope, (_FIRST,)),

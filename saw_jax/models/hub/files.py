@@ -58,12 +58,9 @@ class Tensor:
     begin, end, _ = rows.indices(self.shape[0])
     size = math.prod(self.shape[1:])
     # Read, not mapped: pages of a mapped file count as memory of the process.
-    found = np.fromfile(
-      self.path,
-      self.dtype,
-      (end - begin) * size,
-      offset=self.offset + begin * size * self.dtype.itemsize,
-    )
+    offset = self.offset + begin * size * self.dtype.itemsize
+    count = (end - begin) * size
+    found = np.fromfile(self.path, self.dtype, count, offset=offset)
     return found.reshape(end - begin, *self.shape[1:])
 
 
@@ -180,9 +177,8 @@ def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
       f"{directory}: neither {SINGLE} nor {INDEX}{others(directory)}"
     )
   weight_map = read_json(index).get("weight_map")
-  if not isinstance(weight_map, dict) or not all(
-    isinstance(file, str) for file in weight_map.values()
-  ):
+  is_map = isinstance(weight_map, dict)
+  if not is_map or {*map(type, weight_map.values())} - {str}:
     raise ValueError(f"{index}: no 'weight_map' from tensors to files")
   shards = sorted(set(weight_map.values()))
   paths = {shard: find(directory, shard) for shard in shards}
@@ -204,9 +200,8 @@ def read_headers(directory: str | os.PathLike) -> dict[str, Tensor]:
     tensors = read_header(path)
     for name in sorted(names ^ set(tensors)):
       no, has = ("no ", "has") if name in names else ("", "does not have")
-      raise ValueError(
-        f"{path}: {no}tensor {name!r}, which the index {has} in it"
-      )
+      what = f"{no}tensor {name!r}, which the index {has} in it"
+      raise ValueError(f"{path}: {what}")
     found |= tensors
   return found
 
@@ -276,9 +271,8 @@ def write_tensors(
       tensors[name] = np.empty(found, stored)
       round_to(tensors[name], values, directory, name)
     paths.append(directory / file)
-    _safetensors().numpy.save_file(
-      tensors, paths[-1], metadata={"format": "pt"}
-    )
+    save = _safetensors().numpy.save_file
+    save(tensors, paths[-1], metadata={"format": "pt"})
     weight_map |= dict.fromkeys(names, file)
   if len(shards) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

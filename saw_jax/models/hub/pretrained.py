@@ -179,10 +179,8 @@ def load_params(
       str(index): [range(n)[x] for n, x in zip(leaf.shape, index, strict=True)]
       for index in own
     }
-    values = {
-      key: np.empty([*map(len, places)], leaf.dtype)
-      for key, places in own.items()
-    }
+    sizes = {key: [*map(len, places)] for key, places in own.items()}
+    values = {key: np.empty(size, leaf.dtype) for key, size in sizes.items()}
     first = piece.axes.index(0)  # the axis that is the tensor's first
     rows = [places[is_stacked:][first] for places in own.values()]
     begin, end = min(x.start for x in rows), max(x.stop for x in rows)

@@ -62,10 +62,8 @@ class Program:
     made.globals["raise_exception"] = refuse
     made.globals["strftime_now"] = _DAY.strftime
     made.globals["said"] = lambda caller: caller()
-    source = _GENERATION.sub(
-      lambda tag: tag[1] + ("endcall" if tag[2] else "call said()"),
-      self._source,
-    )
+    called = lambda tag: tag[1] + ("endcall" if tag[2] else "call said()")  # noqa: E731
+    source = _GENERATION.sub(called, self._source)
     names = meta.find_undeclared_variables(made.parse(source))
     return made.from_string(source), sorted(names - set(made.globals))
 
@@ -86,9 +84,8 @@ class Renderer(Pool):
       return ([asked.pop()] if asked else []), True
 
     def lose(index, pending, why):
-      found.append(
-        (None, why or f"it takes more than {self._limit_s:g} seconds")
-      )
+      late = f"it takes more than {self._limit_s:g} seconds"
+      found.append((None, why or late))
 
     with self._lock:
       self._exchange(ask, lambda _, answer: found.append(answer), lose)

@@ -21,9 +21,8 @@ SHAPES = {name: value.shape for name, value in TENSORS.items()}
 
 def write(directory, **options):
   options = {"dtype": "float32", **options}
-  return hub_files.write_tensors(
-    directory, SHAPES, TENSORS.__getitem__, **options
-  )
+  given = SHAPES, TENSORS.__getitem__
+  return hub_files.write_tensors(directory, *given, **options)
 
 
 def raw(path, header, data=b"", length=None):

@@ -100,9 +100,8 @@ def test_a_fused_tensor_is_its_parts_one_after_the_other():
       fused = {"qkv": "qkv"}.get(parts, "gate_up")
       joined[prefix.format(fused)] = np.concatenate(values)
   fused_names = pretrained.name_map(PLAIN, fused=True)
-  chex.assert_trees_all_equal(
-    load((PLAIN, fused_names), joined), load(layout, apart)
-  )
+  found = load((PLAIN, fused_names), joined)
+  chex.assert_trees_all_equal(found, load(layout, apart))
 
 
 def check(found, **changes):
@@ -306,9 +305,7 @@ def test_a_head_that_is_not_the_embedding_it_is_tied_to_is_used(folder, params):
 
 @pytest.mark.parametrize("old", [150_000, 10**9])
 @pytest.mark.parametrize("new", [80_000, 10**9])
-def test_saving_over_a_model_is_one_act(
-  params, tmp_path, monkeypatch, old, new
-):
+def test_replacing_a_model_is_one_act(params, tmp_path, monkeypatch, old, new):
   first = functools.partial(save, params=params, config=CONFIG, max_bytes=old)
   config = dataclasses.replace(CONFIG, rope_theta=5e5)
   more = jax.tree.map(lambda x: x + 1, params)

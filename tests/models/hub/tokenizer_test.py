@@ -166,9 +166,8 @@ def test_an_answer_begins_where_its_format_does(tmp_path):
 def test_messages_may_hold_what_templates_read(tmp_path):
   template = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
   found = hub_tokenizer.open_tokenizer(write(tmp_path / "m", template))
-  calls = [
-    {"name": "f", "arguments": {"x": "<|im_end|>", "y": [1, None, True]}}
-  ]
+  arguments = {"x": "<|im_end|>", "y": [1, None, True]}
+  calls = [{"name": "f", "arguments": arguments}]
   text = found.render([{"role": "user", "content": None, "tool_calls": calls}])
   assert "[1, null, true]" in text and "content" not in text  # as transformers
   assert "<|im_end|>" not in text and hub_tokenizer.BREAK in text
