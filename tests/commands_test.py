@@ -222,9 +222,8 @@ class TestCompare:
     assert "0 to 11" in notes and "after the 10 steps" in notes
     values = np.genfromtxt(a / "metrics.csv", delimiter=",", names=True)
     first = values[values["step"] < 12]["rewardtotal"]
-    assert rows["reward/total"].control_value.mean == pytest.approx(
-      first.mean()
-    )
+    total = rows["reward/total"].control_value.mean
+    assert total == pytest.approx(first.mean())
     other = rows_of(compare.compare([b, a]))
     for name in ("reward/total", "greedy/total"):
       assert other[name].difference.mean == -rows[name].difference.mean
@@ -416,9 +415,7 @@ class TestSweep:
     assert f"--workdir={tmp_path}/my runs/{self.CELLS[2]} " in done.stdout
     assert ran[0] == []
 
-  def test_submitit_submits_what_the_array_has(
-    self, tmp_path, monkeypatch, capsys, ran
-  ):
+  def test_submitit_gets_all_cells(self, tmp_path, monkeypatch, capsys, ran):
     words = [f"--workdir={tmp_path / 'x'}", CONFIG, *self.GRID, "--plan=slurm"]
     words += ["--submit=slurm,timeout_min=5,slurm_account=me"]
     fake = unittest.mock.MagicMock()

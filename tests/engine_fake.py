@@ -46,9 +46,8 @@ def draw(logits, how, rng):
   if how["temperature"]:
     scaled = scaled / how["temperature"]
     if how["top_k"] > 0:
-      scaled = np.where(
-        scaled >= np.sort(scaled)[-how["top_k"]], scaled, -np.inf
-      )
+      least = np.sort(scaled)[-how["top_k"]]
+      scaled = np.where(scaled >= least, scaled, -np.inf)
   found = scaled - np.logaddexp.reduce(scaled)
   passed = np.cumsum(np.exp(found)) > rng.random()
   return int(passed.argmax() if how["temperature"] else found.argmax()), found
@@ -195,11 +194,9 @@ class Fake:
     return recorded("POST /reset_prefix_cache")
 
   def vllm_inference_v1_generate(self, asked):
-    how = asked["sampling_params"]
-    version = self.version
-    tokens, found, top, reason = self.sample(
-      asked["token_ids"], how, how["max_tokens"]
-    )
+    how, version = asked["sampling_params"], self.version
+    prompt, limit = asked["token_ids"], how["max_tokens"]
+    tokens, found, top, reason = self.sample(prompt, how, limit)
     if self.is_aborted():
       tokens, found, reason = tokens[:1], found[:1], "abort"
     answer = recorded("POST /inference/v1/generate")
@@ -233,9 +230,8 @@ class Fake:
   def sglang_generate(self, asked):
     how, version = asked["sampling_params"], self.version
     how["seed"] = how["sampling_seed"]
-    tokens, found, top, reason = self.sample(
-      asked["input_ids"], how, how["max_new_tokens"]
-    )
+    prompt, limit = asked["input_ids"], how["max_new_tokens"]
+    tokens, found, top, reason = self.sample(prompt, how, limit)
     if self.is_aborted():
       tokens, found, reason = [], [], "abort"
     about = {"finish_reason": {"type": reason}, "weight_version": version}

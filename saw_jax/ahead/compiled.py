@@ -45,14 +45,10 @@ def experiment_of(run: RunConfig, count: int) -> Experiment:
     how = {key: getattr(run.model, key) for key in build.COMPUTED}
     model = dataclasses.replace(model, **how)
     # The tokenizer is one of ours: of theirs no program knows but its size.
-    bare = dataclasses.replace(
-      run, checkpoint="", chat_template_options={}, model=model
-    )
-    made, _ = build.outline(bare)
-    size = model.vocab_size
-    made = made._replace(
-      decoder=dataclasses.replace(made.decoder, vocab_size=size)
-    )
+    none = {"checkpoint": "", "chat_template_options": {}}
+    made, _ = build.outline(dataclasses.replace(run, model=model, **none))
+    decoder = dataclasses.replace(made.decoder, vocab_size=model.vocab_size)
+    made = made._replace(decoder=decoder)
   else:
     made, _ = build.outline(run)
   if made.parallel.lift == "meshed":
@@ -129,13 +125,16 @@ class Compiler:
     """
     begun, count = time.time(), program.mesh.size
     traced = program.trace()
+    products = flops.count(traced)
+    if math.isnan(products):  # They cannot be counted: the model's are known.
+      products = program.model_flops
     arguments = {id(x) for x in jax.tree.leaves(program.args)}
     beside = [x for x in jax.tree.leaves(held) if id(x) not in arguments]
     found = {
       "program": program.name,
       "runs": program.runs,
       "model_flops": program.model_flops / count,
-      "flops": _counted(flops.count(traced), program.model_flops) / count,
+      "flops": products / count,
       "arguments": share(program.args),
       "beside": share(beside),
     }
@@ -164,11 +163,6 @@ class Compiler:
       entry[1] += one.size * one.times
     lines = [[*key, *value] for key, value in moved.items()]
     return found | {"moved": sorted(lines, key=lambda line: -line[-1])}
-
-
-def _counted(found: float, needed: float) -> float:
-  """The FLOPs of a program; of one that cannot be counted, the model's."""
-  return needed if math.isnan(found) else found
 
 
 def _asked(error: Exception, found: Mapping) -> float:

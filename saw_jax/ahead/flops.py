@@ -16,10 +16,8 @@ def count(traced: jax.stages.Traced) -> float:
 
   NaN where a loop has no length that can be known.
   """
-  closed = traced.jaxpr
-  needed, _ = partial_eval.dce_jaxpr(
-    closed.jaxpr, [True] * len(closed.jaxpr.outvars)
-  )
+  whole = traced.jaxpr.jaxpr
+  needed, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars))
   return _of(needed)
 
 

@@ -121,9 +121,8 @@ class Outline(Policy):
     self.optimizer = optimizer.make_optimizer(made.optimizer, 1)
     self.mesh = parallel.make_mesh(made.parallel, devices)
     lift = parallel.meshed(self.mesh, made.decoder, self.optimizer)
-    self.lift = dataclasses.replace(
-      lift, wrap=functools.partial(_keep, self.mesh)
-    )
+    keep = functools.partial(_keep, self.mesh)
+    self.lift = dataclasses.replace(lift, wrap=keep)
     shapes = decoder.param_shapes(made.decoder)
     self.whole = _at(shapes, parallel.param_shardings(self.mesh, made.decoder))
     self.attach = self.base = config = None
@@ -203,9 +202,8 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   settings = policy.encoder.settings(made.sampling, sizes.group)
   each, size = sizes.prompts // shards, made.rollout.max_prompt_tokens
   slots, held = refill.slots(settings, each, size)
-  drawn = math.ceil(each * sizes.group / slots) * max(
-    1, made.rollout.max_new_tokens - 1
-  )
+  rounds = math.ceil(each * sizes.group / slots)
+  drawn = rounds * max(1, made.rollout.max_new_tokens - 1)
   more = sizes.sample_flops(), sizes.cache_bytes(shards)
   more += ((drawn, math.ceil(each / held)),)
   yield program("generate", kept, sizes.calls, *more)

@@ -93,7 +93,5 @@ def devices_of(topology: Topology) -> list:
 
   # What is traced here is for there: the library asks which it is.
   jax.default_backend = lambda: topology.kind
-  found = topologies.get_topology_desc(
-    platform="tpu", topology_name=topology.name
-  )
+  found = topologies.get_topology_desc(topology.name, platform="tpu")
   return list(found.devices)

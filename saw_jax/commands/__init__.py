@@ -55,6 +55,5 @@ def listing() -> str:
     for name in NAMES
   }
   lines = [f"  {name:<9} {line}" for name, line in found.items()]
-  return "\n".join(
-    ["saw COMMAND [flags]; saw COMMAND --help says more.", *lines]
-  )
+  head = "saw COMMAND [flags]; saw COMMAND --help says more."
+  return "\n".join([head, *lines])

@@ -55,17 +55,14 @@ def main() -> int:
           made.task, ["train", "test"], given.examples
         )
   if not given.data:
-    print(
-      f"memory: {footprint.sentence(made, jax.device_count())}; see saw fit"
-    )
-    problems += doctor.check_sampling(
-      made, prompts=given.prompts, shown=given.show
-    )
+    said = footprint.sentence(made, jax.device_count())
+    print(f"memory: {said}; see saw fit")
+    how = {"prompts": given.prompts, "shown": given.show}
+    problems += doctor.check_sampling(made, **how)
   for problem in problems[:20]:
     print(f"PROBLEM: {problem}")
   if len(problems) > 20:
     print(f"... and {len(problems) - 20} more")
-  print(
-    "doctor: " + (f"{len(problems)} problem(s)" if problems else "all well")
-  )
+  said = f"{len(problems)} problem(s)" if problems else "all well"
+  print(f"doctor: {said}")
   return 1 if problems else 0

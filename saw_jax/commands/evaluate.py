@@ -72,9 +72,8 @@ def evaluate(
   if is_start:
     policy = experiment_lib.Policy(experiment, len(seeds))
   else:
-    step, policy = experiment_lib.restore(
-      experiment, len(seeds), workdir, step=step
-    )
+    where = len(seeds), workdir
+    step, policy = experiment_lib.restore(experiment, *where, step=step)
   results = experiment_lib.evaluate(policy)
 
   document, lines = {"step": step, "seeds": []}, []
@@ -83,9 +82,8 @@ def evaluate(
     for mode, result in results.items():
       entry[mode] = {}
       lines.append(f"seed {seed}, step {step}, {mode}:")
-      figures = evaluation.per_example(
-        result, index, experiment.task.components
-      )
+      parts = experiment.task.components
+      figures = evaluation.per_example(result, index, parts)
       if mode == "sampled":
         figures |= evaluation.at_k(result, index)
       for name, per_example in figures.items():

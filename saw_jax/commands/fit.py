@@ -43,12 +43,8 @@ def main() -> int:
     return 0
   # The platform and the number of devices are set before JAX starts.
   words = [sys.executable, "-m", "saw_jax", "fit", *sys.argv[1:]]
-  with subprocess.Popen(
-    words,
-    env=topology_lib.environment(where),
-    stdout=subprocess.PIPE,
-    text=True,
-  ) as child:
+  how = {"env": topology_lib.environment(where), "stdout": subprocess.PIPE}
+  with subprocess.Popen(words, text=True, **how) as child:
     fits = _report(where, map(json.loads, child.stdout))
   return child.returncode or int(not fits)
 

@@ -46,18 +46,16 @@ def main() -> int:
     if given.system:
       messages.insert(0, {"role": "system", "content": given.system})
     ids = tokenizer.encode_chat(messages)
-    source = pretrained.open_checkpoint(
-      path, max_length=len(ids) + given.max_new_tokens
-    )
+    longest = len(ids) + given.max_new_tokens
+    source = pretrained.open_checkpoint(path, max_length=longest)
     config = dataclasses.replace(
       source.config, dtype=given.dtype, param_dtype=given.dtype
     )
     params = source.load(config)
 
   chosen, shown = [], ""
-  settings = generate.GenerateConfig(
-    given.max_new_tokens, 1, tokenizer.eos_ids, sampling=sampling
-  )
+  sizes = given.max_new_tokens, 1, tokenizer.eos_ids
+  settings = generate.GenerateConfig(*sizes, sampling=sampling)
   key = jax.random.key(given.seed)
   for token in generate.stream(config, settings, params, ids, key):
     chosen.append(token)

@@ -78,11 +78,7 @@ def main() -> int:
         print(f"stopped; the same command goes on:\n  {command_line.again()}")
         return command_line.INTERRUPTED
       failed += [f"{name}, with status {status}"] if status else []
-  done = {
-    name: cell
-    for name, cell in cells.items()
-    if (folder / name / _END).exists()
-  }
+  done = {x: cells[x] for x in cells if (folder / x / _END).exists()}
   if done:
     from saw_jax.reporting import cells as cells_lib
 

@@ -128,9 +128,8 @@ def _name_actions(config: GymnasiumConfig, space: Any) -> dict[str, Any]:
     raise ValueError(
       f"{config.env} has {size} actions, and options.actions {len(names)} names"
     )
-  return {
-    name.lower(): number for number, name in enumerate(names, int(space.start))
-  }
+  numbered = enumerate(names, int(space.start))
+  return {name.lower(): number for number, name in numbered}
 
 
 def _uncolour(text: str) -> str:

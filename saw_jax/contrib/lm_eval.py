@@ -64,18 +64,15 @@ class Reader:
 
     Of what is longer than `max_length`, the beginning is left out.
     """
-    rows = [
-      [*context, *continuation][-self.max_length - 1 :]
-      for context, continuation in pairs
-    ]
+    longest = self.max_length + 1
+    rows = [[*context, *rest][-longest:] for context, rest in pairs]
     found: dict[int, tuple[float, bool]] = {}
     for chosen, width in self._batches([len(row) - 1 for row in rows]):
       tokens_BS, targets_BS = np.zeros((2, len(chosen), width), np.int32)
-      for place, index in enumerate(chosen):
-        size = len(rows[index]) - 1
-        tokens_BS[place, :size] = rows[index][:-1]
-        targets_BS[place, :size] = rows[index][1:]
       sizes_B = np.int32([len(rows[index]) - 1 for index in chosen])
+      for place, size in enumerate(sizes_B):
+        row = rows[chosen[place]]
+        tokens_BS[place, :size], targets_BS[place, :size] = row[:-1], row[1:]
       values_BS, greedy_BS = jax.device_get(
         _score(self.config, self.params, tokens_BS, targets_BS, sizes_B)
       )
@@ -102,12 +99,9 @@ class Reader:
       )
     prompts = [list(prompt)[-most:] for prompt in prompts]
     tokenizer, texts = self.tokenizer, {}
+    how = {"pad_id": tokenizer.pad_id, "sampling": sampling}
     settings = generate.GenerateConfig(
-      max_new_tokens,
-      1,
-      tokenizer.eos_ids,
-      pad_id=tokenizer.pad_id,
-      sampling=sampling,
+      max_new_tokens, 1, tokenizer.eos_ids, **how
     )
     for chosen, width in self._batches(list(map(len, prompts))):
       batch = transcript.pad_prompts(

@@ -76,9 +76,7 @@ class ExpressGame(_Game):
 
   def _start(self, seed: int) -> str:
     if not 0 <= seed < EXPRESS_SEEDS:
-      raise ValueError(
-        f"seeds go from 0 to {EXPRESS_SEEDS - 1}, not to {seed}."
-      )
+      raise ValueError(f"seeds go from 0 to {EXPRESS_SEEDS - 1}, not to {seed}")
     self._episode = _FIRST_SEED[self._split] + seed, self._split
     state = json.loads(self._ask("generateNewGameJSON", *self._episode, False))
     self.task = self._ask("getTaskDescription").strip()

@@ -196,9 +196,8 @@ class TestReport:
 
   def test_models_that_are_not_here(self):
     run = RunConfig(checkpoint="checkpoints/Qwen3-8B-Base")
-    run = dataclasses.replace(
-      run, task=dataclasses.replace(run.task, name="math")
-    )
+    task = dataclasses.replace(run.task, name="math")
+    run = dataclasses.replace(run, task=task)
     made = compiled.experiment_of(run, 1)
     shapes = jax.tree.leaves(decoder.param_shapes(made.decoder))
     assert sum(x.size for x in shapes) == 8_190_735_360
@@ -221,9 +220,8 @@ def test_the_page_recommends_what_fits_with_what_was_changed():
 
   known = one("v5e-8", generate, big) | one("v5e-16", generate, update)
   known |= one("v5e-64", update)
-  said = scale_page.lines(
-    {"a/b": [["x", "y"]]}, known, ["v5e-8", "v5e-16", "v5e-64"]
-  )
+  places = ["v5e-8", "v5e-16", "v5e-64"]
+  said = scale_page.lines({"a/b": [["x", "y"]]}, known, places)
   no, yes, part = (line for line in said if line.startswith("| x, y"))
   assert "| no: update | 16.00 of 15.75 | 1.31 |" in no
   # Two updates and a call, of 400 GB and two seconds each.

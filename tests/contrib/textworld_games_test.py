@@ -53,9 +53,8 @@ class Java:
     score = self.count / 3 if score is None else score
     actions = ["look", "Up", "fall", "look"]
     said = dict(observation=text, validActions=actions, score=score)
-    return json.dumps(
-      said | dict(tasksuccess=score >= 1, taskfailure=score < 0)
-    )
+    said |= dict(tasksuccess=score >= 1, taskfailure=score < 0)
+    return json.dumps(said)
 
 
 @pytest.fixture
@@ -76,9 +75,7 @@ class TestExpressGame:
     assert (env.reset(7), env.task) == ("a start", "count.")
     assert env.admissible_actions == ["Up", "fall", "look"]
     *before, last = play(env, ["Up", "look", "Up", "Up"])
-    assert before == [
-      (f"<{said}>", 0.0, False) for said in ("Up", "look", "Up")
-    ]
+    assert before == [(f"<{x}>", 0.0, False) for x in ("Up", "look", "Up")]
     assert last == ("<Up>", 6.0, True)
 
   def test_the_score_pays_as_it_changes(self, java):

@@ -315,9 +315,8 @@ class TestTheThirdServer:
     self, servers, tmp_path, monkeypatch, has_head
   ):
     weights = params(1 if has_head else 2, config=LLAMA)
-    made = experiment(
-      servers[2].url, sections={"decoder": LLAMA, "params": weights}
-    )
+    sections = {"decoder": LLAMA, "params": weights}
+    made = experiment(servers[2].url, sections=sections)
     if not has_head:
       save = pretrained.save_checkpoint
       write = lambda x, _, folder: save(folder, x, LLAMA, dtype="float32")  # noqa: E731
@@ -353,9 +352,7 @@ def test_20_updates_learn(servers, tmp_path, loss):
   assert small[-5:].mean() > small[:5].mean() + 0.1
 
 
-def test_newer_weights_abort_actors_rows_and_we_evaluate_alike(
-  servers, tmp_path
-):
+def test_newer_weights_abort_rows_and_we_evaluate_alike(servers, tmp_path):
   ahead = {"protocol": "max_lag", "lag": 4, "actors": 2}
   made = experiment(
     servers[0].url,

@@ -39,8 +39,7 @@ class NeedsRuntime(SumsTask):
 class SumsTaskset(vf.Taskset[SumsTask, SumsConfig]):
   def load(self):
     kind = NeedsRuntime if self.config.runtime else SumsTask
-    for i in range(
-      self.config.first, self.config.first + self.config.num_tasks
-    ):
+    first = self.config.first
+    for i in range(first, first + self.config.num_tasks):
       data = SumsData(prompt=f"{i}+1=", system_prompt="Add.", answer=str(i + 1))
       yield kind(data, self.config.task)
