@@ -24,9 +24,8 @@ released = partial(
   flat_weight=0.0,
 )
 PRECISIONS = ((np.float64, 1e-9), (np.float32, 1e-5))
-GPG, GPG_NONZERO = (
-  algorithms.ADVANTAGES[name] for name in ("gpg", "gpg_nonzero")
-)
+GPG = algorithms.ADVANTAGES["gpg"]
+GPG_NONZERO = algorithms.ADVANTAGES["gpg_nonzero"]
 ESTIMATORS = {
   **algorithms.ADVANTAGES,
   "gdpo_by_sequence": partial(

@@ -315,9 +315,8 @@ class TestEveryTable:
     assert (method.kl_in_reward is not None) == (kl.placement == "reward")
     assert method.needs_reference == (kl.placement != "none")
     assert made.decoder.vocab_size == made.tokenizer.vocab_size
-    assert made.decoder.value_head == (
-      algorithm.advantage in ("step_gae", "brace")
-    )
+    reads_values = algorithm.advantage in ("step_gae", "brace")
+    assert made.decoder.value_head == reads_values
 
   @pytest.mark.parametrize("line", PUBLISHED.read_text().splitlines())
   def test_the_paper_scale_is_the_published_setting(self, line):

@@ -124,9 +124,7 @@ def untouched_families(changed: list[str], families: set[str]) -> set[str]:
 def _deselect_untouched(config, items) -> None:
   root = config.rootpath
   command = ["git", "diff", "--name-only", config.getoption("--since"), "--"]
-  done = subprocess.run(
-    command, cwd=root, capture_output=True, text=True, check=False
-  )
+  done = subprocess.run(command, cwd=root, capture_output=True, text=True)
   if done.returncode:
     raise pytest.UsageError(f"--since: {done.stderr.strip().splitlines()[0]}")
   families = {

@@ -116,9 +116,7 @@ class TestPaperIndex:
       "docs/paper_index.md is old: run python docs/paper_index.py"
     )
 
-  def test_a_result_stands_beside_its_row_or_was_not_run(
-    self, monkeypatch, tmp_path
-  ):
+  def test_a_result_is_by_its_row_or_was_not_run(self, monkeypatch, tmp_path):
     part = paper_index.page().partition("## SAW on tool calling")[2]
     (line, *_) = (x for x in part.splitlines() if x.startswith("| gdpo_saw |"))
     assert "`advantages.gdpo` | `weighting.saw_weights` |" in line

@@ -205,9 +205,8 @@ class TestRooms:
     assert not objections, "\n".join([module, *objections])
 
   def test_task_families_do_not_know_each_other(self):
-    families = {
-      path.parent.name for path in ROOT.glob("saw_jax/tasks/*/task.py")
-    }
+    paths = ROOT.glob("saw_jax/tasks/*/task.py")
+    families = {path.parent.name for path in paths}
     assert len(families) == 9
     for module in INSIDE:
       _, _, inside = module.partition("saw_jax.tasks.")

@@ -192,9 +192,8 @@ class GoldenTest(chex.TestCase):
       if "clipped" in aux and case["loss"] == "ppo_clip":
         old = np.array(inputs.get("old_logp", inputs["logp"]))
         bounds = dict(clip_low=params["eps_low"], clip_high=params["eps_high"])
-        found = diagnostics.clip_fractions(
-          log_probs, old, advantages, mask, **bounds
-        )
+        given = log_probs, old, advantages, mask
+        found = diagnostics.clip_fractions(*given, **bounds)
         share = sum(one.value() for one in found.values())
         clipped = (np.array(aux["clipped"]) * mask).sum() / mask.sum()
         assert_allclose(share, clipped, rtol=1e-6)

@@ -114,9 +114,8 @@ class RewardsTest(parameterized.TestCase):
       assert_allclose(found, want, rtol=1e-6)
     # Beyond its bounds a mean is at them, and gamma orders the weights.
     rewards = rewards_of() + np.array([0, -9, 0.3], np.float32)
-    low, high = (
-      weighting.saturation_weights(rewards, gamma=g) for g in (0.25, 1.0)
-    )
+    low = weighting.saturation_weights(rewards, gamma=0.25)
+    high = weighting.saturation_weights(rewards, gamma=1.0)
     assert low[1] == high[1] == 1 and (high < low)[::2].all()
     saturated = weighting.saturation_weights(np.ones((2, 4, 3)), gamma=0.5)
     assert_array_equal(advantages.gdpo(rewards, saturated, whiten=None), 0)
@@ -190,9 +189,8 @@ class RewardsTest(parameterized.TestCase):
     scored = np.array([[[1, 1], [0, 0]]], bool)
     one = fn(against, jnp.ones(2), scored=scored, lengths=lengths)
     assert_array_equal(one, 0)
-    hard = partial(
-      fn, rewards_of((6, 4, 1)), jnp.ones(1), lengths=np.ones((6, 4))
-    )
+    given = rewards_of((6, 4, 1)), jnp.ones(1)
+    hard = partial(fn, *given, lengths=np.ones((6, 4)))
     assert_allclose(hard(tau=np.inf), hard(tau=0.0), rtol=1e-6)
 
   @golden("opmd_advantages")
@@ -233,11 +231,8 @@ class RewardsTest(parameterized.TestCase):
     assert move(1, weights, scored=unseen)[2] == weights[2]
 
 
-on_each_lift = pytest.mark.parametrize(
-  "lift",
-  ["seeded"]
-  + [pytest.param(x, marks=pytest.mark.slow) for x in ("meshed", "pmapped")],
-)
+SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in ("meshed", "pmapped")]
+on_each_lift = pytest.mark.parametrize("lift", ["seeded", *SLOW])
 
 
 @on_each_lift
@@ -620,9 +615,8 @@ class LabelsTest(parameterized.TestCase):
     assert fn(*given, settings) == {4, 8}
     low = dataclasses.replace(settings, threshold=2.0)
     assert len(fn(*given, low)) == 1  # the best, whatever its score
-    assert (
-      fn({}, curves, [4], settings) == fn(given[0], {}, [4], settings) == set()
-    )
+    assert not fn({}, curves, [4], settings)
+    assert not fn(given[0], {}, [4], settings)
 
   def test_a_tie_is_no_vote(self):
     case = first("trapo_pseudo_labels")
@@ -693,9 +687,8 @@ def test_two_updates_by_name_whole_and_in_parts(name):
   if name == "constrained_grpo":
     config.algorithm.weights_options.targets = (None, 0.9)
   method = algorithms.make_method(config_lib.typed(config).algorithm, zeros)
-  estimate = estimation.make_estimate(
-    method.advantage, method.weights, minima=zeros
-  )
+  formulas = method.advantage, method.weights
+  estimate = estimation.make_estimate(*formulas, minima=zeros)
   params, batch = update_test.table_batch()
   near = 0.1 * np.random.default_rng(0).normal(size=(3, 8, 7))
   fields = "old_log_probs", "behave_log_probs"

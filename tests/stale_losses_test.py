@@ -201,9 +201,8 @@ class ASymPOLossTest(chex.TestCase):
       np.array([[1, 0], [1, 1], [0, 0]]),
     )
     assert_allclose(value, 0, atol=1e-7)
-    assert_allclose(
-      gradient, [[-0.5, 0], [0.5 / 12, 0.5 / 12], [0, 0]], rtol=1e-6
-    )
+    want = [[-0.5, 0], [0.5 / 12, 0.5 / 12], [0, 0]]
+    assert_allclose(gradient, want, rtol=1e-6)
 
   def test_tokens_at_a_bound_have_no_gradient_but_count(self):
     # Bounds at e⁻³ and e⁻¹. S of the first is (1 + 2) / 2, not 2 nor 1.25.
@@ -238,9 +237,8 @@ class BalanceTest(chex.TestCase):
     # S = 1, 3, 5, 7 and a response without tokens, A = 2, −1, −1, 0 and 9.
     log_probs = jnp.array([[-1.0], [-3.0], [-5.0], [-7.0], [jnp.nan]])
     mask = jnp.array([[1], [1], [1], [1], [0]])
-    found = diagnostics.balance(
-      log_probs, jnp.array([2.0, -1.0, -1.0, 0.0, 9.0]), mask
-    )
+    a = jnp.array([2.0, -1.0, -1.0, 0.0, 9.0])
+    found = diagnostics.balance(log_probs, a, mask)
     assert tuple(found["nll/positive"]) == (1, 1)
     assert tuple(found["nll/negative"]) == (8, 2)
     assert tuple(found["balance"]) == (2 - 3 - 5, 4)

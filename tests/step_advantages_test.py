@@ -116,9 +116,7 @@ class EveryAdvantageTest(chex.TestCase):
       k: np.where(taken, x, np.nan) if x.dtype == np.float32 else x
       for k, x in record.items()
     }
-    every = self.variant(
-      lambda record: {n: call(n, record) for n in ESTIMATORS}
-    )
+    every = self.variant(lambda x: {n: call(n, x) for n in ESTIMATORS})
     clean = every(record)
     chex.assert_trees_all_close(every(dirty), clean, rtol=1e-5, atol=1e-6)
     for name, found in clean.items():
@@ -132,9 +130,8 @@ class EveryAdvantageTest(chex.TestCase):
     def gradient(name, x):
       def total(x):  # of a plain sum the parts cancel
         found = call(name, record, **{what: x})
-        return (
-          found * np.cos(np.arange(found.size)).reshape(found.shape)
-        ).sum()
+        waves = np.cos(np.arange(found.size)).reshape(found.shape)
+        return (found * waves).sum()
 
       return jax.grad(total)(x)
 

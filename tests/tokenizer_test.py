@@ -148,9 +148,8 @@ def test_a_message_of_pieces_costs_two_tokens_and_cannot_be_forged():
 
 def _short():
   # As awkward as pieces can be: characters of patterns, blanks, beginnings.
-  return tokenizer.PieceTokenizer(
-    (" ", "a", "ab", "a b", ".*", "|", "漢", "answer")
-  )
+  pieces = (" ", "a", "ab", "a b", ".*", "|", "漢", "answer")
+  return tokenizer.PieceTokenizer(pieces)
 
 
 @pytest.fixture(
@@ -204,8 +203,7 @@ def test_the_template_writes_what_we_do(saved):
   messages = [{"role": "user", "content": "a b"}]
   messages += [{"role": "assistant", "content": "ab."}, *messages]
   for prompt in (True, False):
-    assert other.encode_chat(messages, prompt) == made.encode_chat(
-      messages, prompt
-    )
+    chat = messages, prompt
+    assert other.encode_chat(*chat) == made.encode_chat(*chat)
   for name in ("vocab_size", "pad_id", "eos_ids"):
     assert getattr(other, name) == getattr(made, name)

@@ -58,9 +58,7 @@ class SawWeightsTest(chex.TestCase):
       for case in GOLDEN["vectors"]
     ]
     with jax.enable_x64(dtype is np.float64):
-      every = jax.jit(lambda all_rewards: list(map(found, all_rewards)))(
-        rewards
-      )
+      every = jax.jit(lambda cases: list(map(found, cases)))(rewards)
     for values, case in zip(every, GOLDEN["vectors"], strict=True):
       want = case["expected"]["saw_weights"]
       for name in values if dtype is np.float64 else ("w_corr", "w_fmt"):
@@ -172,9 +170,8 @@ class EveryWeightingTest(chex.TestCase):
     rewards[:3, :, 1] = 1.8
     whole = diagnostics.reward_statistics(rewards)
     assert_allclose(whole["constant_groups"], [0, 3 / 8, 0])
-    found = helpers.over_devices(
-      diagnostics.reward_statistics, rewards, joined=False
-    )
+    measure = diagnostics.reward_statistics
+    found = helpers.over_devices(measure, rewards, joined=False)
     chex.assert_trees_all_close(found, whole, rtol=1e-6)
 
 

@@ -399,20 +399,17 @@ class TotalTest(chex.TestCase):
         return jnp.sum(-a * sums) / (2 * 2)
       ppo = inputs["ppo"]
       old, ref = (np.array(inputs[f"{k}_logp"], dtype) for k in ("old", "ref"))
-      clips = dict(
-        clip_low=ppo["eps"], clip_high=ppo["eps"], dual_clip=ppo["c"]
-      )
+      clips = dict.fromkeys(("clip_low", "clip_high"), ppo["eps"])
       surrogate = losses.clipped_surrogate_loss(
-        log_probs, old, a, action_mask, **clips
+        *(log_probs, old, a, action_mask), **clips, dual_clip=ppo["c"]
       )
       kl = losses.kl_loss(log_probs, ref, action_mask, estimator=losses.kl_k3)
       return surrogate.value() + ppo["kl_coef"] * kl.value()
 
     def total(action_logits, obs_logits):
       dtype = action_logits.dtype
-      entropies = world_model.action_entropy(
-        entropies_of(action_logits), action_mask
-      )
+      entropies = entropies_of(action_logits)
+      entropies = world_model.action_entropy(entropies, action_mask)
       selected = world_model.highest_entropy(
         entropies, obs_mask.any(-1), alpha=inputs["alpha"]
       )

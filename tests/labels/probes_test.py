@@ -196,9 +196,8 @@ class TestLosses:
     logits, nothing = np.full((2, 3), np.nan, np.float32), np.zeros(2, bool)
     options = dict(class_mask=np.zeros((2, 3), bool), where=nothing)
     loss = functools.partial(probes.weighted_cross_entropy, **options)
-    value, gradient = jax.value_and_grad(loss)(
-      logits, np.array([0, -5]), np.ones(3)
-    )
+    labels = np.array([0, -5])
+    value, gradient = jax.value_and_grad(loss)(logits, labels, np.ones(3))
     assert value == 0 and not gradient.any()
 
   @pytest.mark.slow

@@ -118,9 +118,8 @@ class TestStratified:
     left = case["filled_uniformly_from_leftovers"]
     options = dict(count=case["history_n"], num_classes=9)
     for seed in range(3):
-      found = draw_stratified(
-        ring_of(classes, 256), jax.random.key(seed), **options
-      )
+      ring, key = ring_of(classes, 256), jax.random.key(seed)
+      found = draw_stratified(ring, key, **options)
       drawn = collections.Counter(classes[chosen(found)].tolist())
       assert drawn.total() == sum(guaranteed.values()) + left
       assert drawn >= collections.Counter(guaranteed)
@@ -162,9 +161,8 @@ class TestSamples:
     prompt = jnp.arange(10.0).reshape(2, 5)
     responses = jnp.arange(40.0).reshape(2, 4, 5)
     lengths = jnp.array([[0, 10, 20, 50], [1, 2, 3, 4]])
-    found = replay.probe_features(
-      prompt, responses, ids, lengths, length_scale=20.0
-    )
+    given = prompt, responses, ids, lengths
+    found = replay.probe_features(*given, length_scale=20.0)
     assert found.prompt_hidden.tolist() == prompt.tolist()
     assert found.response_hidden.tolist() == responses.tolist()
     assert found.vote_features.tolist() == [[0.75, 0.5, 0.25, 0, 0], [0] * 5]

@@ -202,8 +202,7 @@ def test_where_the_labels_went():
   # Of a ranking of 20 the first one is the best, and one of the first two.
   gaps, order = np.arange(20.0), np.r_[19, 0, 18, 1:18]
   chosen = selection.Selection(gaps < 0, gaps < 0, order)
-  figures = jax.jit(selection.label_figures)(
-    chosen, gaps < 0, gaps, np.zeros((20, 3))
-  )
+  given = chosen, gaps < 0, gaps, np.zeros((20, 3))
+  figures = jax.jit(selection.label_figures)(*given)
   found = [figures[name] for name in names]
   np.testing.assert_allclose(found, [0, 0, 0, 0, 1, 0.5])
