@@ -281,8 +281,7 @@ class Machine(stateful.RuleBasedStateMachine):
 def test_any_history_agrees_with_a_dictionary(tmp_path, monkeypatch):
   paths = (tmp_path / f"{n}.sqlite" for n in itertools.count())
   monkeypatch.setattr(Machine, "paths", paths)
-  sizes = dict(max_examples=25, stateful_step_count=15)
-  settings = hypothesis.settings(**sizes, deadline=None)
+  settings = hypothesis.settings(max_examples=25, stateful_step_count=15)
   stateful.run_state_machine_as_test(Machine, settings=settings)
 
 

@@ -157,7 +157,7 @@ class TestScore:
       assert inspection.damage_failures(task, examples) == []
 
   @each
-  @hypothesis.settings(max_examples=150, deadline=None)
+  @hypothesis.settings(max_examples=150)
   @hypothesis.given(text=st.text())
   def test_any_text_has_one(self, name, text):
     task = make(name)

@@ -88,7 +88,6 @@ def test_worlds_and_wording_are_what_results_were_made_with(name):
 class TestEpisodes:
   @hypothesis.given(st.integers(0, 39), st.lists(HOSTILE, max_size=8))
   @hypothesis.settings(
-    deadline=None,
     max_examples=25,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
   )

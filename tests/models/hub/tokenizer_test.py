@@ -17,9 +17,7 @@ from saw_jax.tasks.tool_calling.task import VOCABULARY
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
-settings = hypothesis.settings(
-  max_examples=100, deadline=None, derandomize=True, database=None
-)
+settings = hypothesis.settings(max_examples=100, derandomize=True)
 CHATML = (
   "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
   "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"

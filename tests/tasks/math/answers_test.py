@@ -30,9 +30,7 @@ CARE = golden("rlavr_care")["math_reward"]
 _ROWS = (DATA / "math_answers.tsv").read_text("utf-8").strip("\n").split("\n")
 BY_HAND = [row.split("\t") for row in _ROWS]
 
-settings = hypothesis.settings(
-  max_examples=300, deadline=None, derandomize=True, database=None
-)
+settings = hypothesis.settings(max_examples=300, derandomize=True)
 # Text that looks like an answer often enough to reach the odd places.
 latex = st.lists(
   st.sampled_from(

@@ -17,9 +17,7 @@ from saw_jax.tasks.tool_calling.task import ToolCallingTask
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "toolrl_rewards.json"
 VECTORS = json.loads(GOLDEN.read_text())
 TASK = ToolCallingTask()
-settings = hypothesis.settings(
-  max_examples=300, deadline=None, derandomize=True, database=None
-)
+settings = hypothesis.settings(max_examples=300, derandomize=True)
 
 
 def score(text, reference):
