@@ -27,8 +27,7 @@ from saw_jax.run import command_line, store
 
 def main() -> int:
   given = flags.FLAGS
-  from saw_jax.annotate import ledger as label_ledger
-  from saw_jax.annotate import page as annotation_page
+  from saw_jax.annotate import ledger, page
 
   if (given.run is None) == (given.ledger is None):
     raise command_line.UsageError(
@@ -38,7 +37,7 @@ def main() -> int:
   if given.run is not None:
     if not path.is_dir():
       raise command_line.UsageError(f"there is no run directory {path}")
-    path = path / label_ledger.LEDGER_NAME
+    path = path / ledger.LEDGER_NAME
   answers = given["import"].value
   if given.export and answers or given.labeling_config and not given.export:
     raise command_line.UsageError(
@@ -48,15 +47,13 @@ def main() -> int:
     if given.export or answers:
       from saw_jax.annotate import label_studio
 
-      ledger = label_ledger.LabelLedger(path, creates=False)
+      opened = ledger.LabelLedger(path, creates=False)
       if answers:
-        print(label_studio.read(ledger, answers))
+        print(label_studio.read(opened, answers))
       else:
-        print(label_studio.write(ledger, given.export, given.labeling_config))
+        print(label_studio.write(opened, given.export, given.labeling_config))
       return 0
     with contextlib.suppress(KeyboardInterrupt):
-      annotation_page.serve(
-        path, host=given.host, port=given.port, who=given.name
-      )
+      page.serve(path, host=given.host, port=given.port, who=given.name)
     print(f"the page is closed; the answers are in {path}")
   return 0

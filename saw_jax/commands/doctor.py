@@ -51,9 +51,8 @@ def main() -> int:
     else:
       made = build.build(command_line.given_config(), seeds=[0])
       if not made.method.per_step:
-        problems += doctor.check_task(
-          made.task, ["train", "test"], given.examples
-        )
+        splits = ["train", "test"]
+        problems += doctor.check_task(made.task, splits, given.examples)
   if not given.data:
     said = footprint.sentence(made, jax.device_count())
     print(f"memory: {said}; see saw fit")

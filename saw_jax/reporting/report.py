@@ -68,9 +68,8 @@ class Found:
   @functools.cached_property
   def main(self) -> dict[str, str]:
     """Row -> its run in the main table, unless that has several of a row."""
-    found = {
-      row: of.get(None, of.get(self.table.at)) for row, of in self.rows.items()
-    }
+    at = self.table.at
+    found = {row: of.get(None, of.get(at)) for row, of in self.rows.items()}
     return {row: run for row, run in found.items() if run is not None}
 
   @property

@@ -159,9 +159,7 @@ class _Ring(Sampler):
 
   def _goes_on(self, loop, *, bound, is_first, is_last) -> Array:
     """Whether a stage does: if no row is alive, the first one begins anew."""
-    goes_on = loop.slots.live_N.any()
-    if is_first:
-      goes_on = self._has_work(loop)
+    goes_on = self._has_work(loop) if is_first else loop.slots.live_N.any()
     return goes_on if is_last else goes_on & (loop.time < bound)
 
   def _go_on(self, loop, *, bound, is_first, is_last, ring) -> _Loop:

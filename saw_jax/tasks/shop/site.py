@@ -167,9 +167,8 @@ class Shop(Environment):
       parts = ["WebShop", *head, "Search"] if head else ["Search"]
     elif page.kind == "done":
       wanted = self.catalogue.by_code[self.instruction.code]
-      self.score = shop_reward.score(
-        self.product, wanted, self.instruction, page.options
-      )
+      bought = self.product, wanted, self.instruction
+      self.score = shop_reward.score(*bought, page.options)
       parts = ["Thank you for shopping with us!"]
       parts += ["Your score (min 0.0, max 1.0)", str(round(self.score, 4))]
     elif page.kind == "results":

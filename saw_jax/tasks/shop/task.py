@@ -134,7 +134,6 @@ def _open(config: ShopConfig):
     products = shop_products.draw_products(c.num_products, seed=c.seed)
     return shop.Catalogue(products), {}
   files = (c.products, c.attributes, c.instructions, c.order)
-  products, instructions = shop_products.read_products(
-    *files, c.num_products, c.num_test
-  )
+  sizes = c.num_products, c.num_test
+  products, instructions = shop_products.read_products(*files, *sizes)
   return shop.Catalogue(products), instructions
