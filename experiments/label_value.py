@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -32,11 +33,14 @@ _EPS = 1e3  # Adam with it is a plain gradient step, of rate / eps.
 
 def main() -> int:
   from experiments import label_value_table
+  from saw_jax.run import config
 
+  with command_line.checking_input():
+    chosen = config.load(_CONFIG.value)
   folder, rows = pathlib.Path(_OUT.value), []
   folder.mkdir(parents=True, exist_ok=True)
   for start in map(int, _STARTS.value):
-    rows += _values(start)
+    rows += _values(chosen.copy_and_resolve_references(), start)
     with open(folder / "values.csv", "w", newline="", encoding="utf-8") as file:
       writer = csv.DictWriter(file, rows[0], lineterminator="\n")
       writer.writeheader()
@@ -47,21 +51,21 @@ def main() -> int:
   return 0
 
 
-def _values(start: int) -> list[dict[str, float]]:
+def _values(chosen: Any, start: int) -> list[dict[str, float]]:
   """The value of each prompt's label, and what it might be guessed by."""
   import jax
   import numpy as np
 
   from saw_jax.labels import gap, voting
-  from saw_jax.run import build, config, experiment, rollouts
+  from saw_jax.run import build, experiment, rollouts
   from saw_jax.run.learner import Learner
   from saw_jax.run.policy import Policy
   from saw_jax.run.session import Clock
   from saw_jax.tasks import data
 
-  chosen = config.load(_CONFIG.value)
   chosen.loop.update(prompts_per_step=1, num_microbatches=1)
-  chosen.warm_start.seed += start
+  if start:
+    chosen.warm_start.options.update(seed=start)
   made = build.build(chosen)
   descent = {"learning_rate": _RATE.value * _EPS, "eps": _EPS}
   descent = dataclasses.replace(made.optimizer, **descent, clip_norm=math.inf)

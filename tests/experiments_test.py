@@ -134,6 +134,7 @@ annotate --ledger=x --export=a --import=b | or --import=FILE
 annotate --ledger=x --labeling_config=a | --export=FILE
 annotate --ledger=x --host=0.0.0.0 | to this machine alone
 annotate --ledger=x --port=70000 | --port=70000
+label_value --config=care/knigths | 'care/knights'
 reproduce --table=saw/tool_calling --scale=tyni | 'tiny'
 reproduce --table=saw/tool_calling --seeds=0 | --seeds=0
 reproduce --table=asympo/math --rows=asympo_lag17 | 'asympo_lag1

@@ -222,7 +222,8 @@ def _says(error: BaseException | None, code: int) -> bool:
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   """Reads the flags and the config, or ends the script with a sentence."""
-  has_config, rest, words = "config" in flags.FLAGS, [], iter(argv)
+  # A script may have a flag --config of its own, and none of the others.
+  has_config, rest, words = {"config", *_ROWS} <= {*flags.FLAGS}, [], iter(argv)
   for word in words:
     name, equals, text = word.partition("=")
     if has_config and name.startswith("--config."):
