@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from saw_jax.run import command_line
+from saw_jax.run import command_line, config
 
 _CONFIG = flags.DEFINE_string("config", "care/confident:row=truth", "A config.")
 _PROMPTS = flags.DEFINE_integer("prompts", 512, "Prompts to look at.", 2)
@@ -28,19 +28,16 @@ _RATE = flags.DEFINE_float("rate", 1.0, "Of the gradient step.")
 _STARTS = flags.DEFINE_list("starts", ["0"], "Seeds of the supervised start.")
 _OUT = flags.DEFINE_string("out", "runs/label_value", "Folder of the results.")
 
-_EPS = 1e3  # Adam with it is a plain gradient step, of rate / eps.
-
 
 def main() -> int:
   from experiments import label_value_table
-  from saw_jax.run import config
 
-  with command_line.checking_input():
-    chosen = config.load(_CONFIG.value)
   folder, rows = pathlib.Path(_OUT.value), []
   folder.mkdir(parents=True, exist_ok=True)
   for start in map(int, _STARTS.value):
-    rows += _values(chosen.copy_and_resolve_references(), start)
+    with command_line.checking_input():
+      chosen = config.load(_CONFIG.value)
+    rows += _values(chosen, start)
     with open(folder / "values.csv", "w", newline="", encoding="utf-8") as file:
       writer = csv.DictWriter(file, rows[0], lineterminator="\n")
       writer.writeheader()
@@ -67,7 +64,8 @@ def _values(chosen: Any, start: int) -> list[dict[str, float]]:
   if start:
     chosen.warm_start.options.update(seed=start)
   made = build.build(chosen)
-  descent = {"learning_rate": _RATE.value * _EPS, "eps": _EPS}
+  # Adam with a large eps is a plain gradient step, of rate / eps.
+  descent = {"learning_rate": _RATE.value * 1e3, "eps": 1e3}
   descent = dataclasses.replace(made.optimizer, **descent, clip_norm=math.inf)
   made = made._replace(optimizer=descent)
   size, group_size, task = _AT_ONCE.value, made.loop.group_size, made.task
