@@ -29,7 +29,7 @@ _STARTS = flags.DEFINE_list("starts", ["0"], "Seeds of the supervised start.")
 _OUT = flags.DEFINE_string("out", "runs/label_value", "Folder of the results.")
 
 
-def main() -> int:
+def main() -> None:
   from experiments import label_value_table
 
   folder, rows = pathlib.Path(_OUT.value), []
@@ -45,7 +45,6 @@ def main() -> int:
   (folder / "table.md").write_text(label_value_table.table(rows), "utf-8")
   label_value_table.draw(rows).savefig(folder / "value.png")
   print(folder / "table.md")
-  return 0
 
 
 def _values(chosen: Any, start: int) -> list[dict[str, float]]:
@@ -91,7 +90,6 @@ def _values(chosen: Any, start: int) -> list[dict[str, float]]:
 
   def held_out(sampled, scores, rewards) -> np.ndarray:
     """How good each policy is after one update by these rewards `[N, G]`."""
-    policy.state = policy.lift.place(first)
     batch, _ = learner.prepare(sampled)
     rewards = rewards[:, None, :, None].astype(np.float32)
     given = scores._replace(rewards=rewards, scored=np.ones_like(rewards, bool))
