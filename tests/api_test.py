@@ -123,7 +123,7 @@ class TestFunctions:
   def test_they_stand_where_names_stand_for_as_long_as_the_run(self, tmp_path):
     # Asynchronous, interrupted by a checkpoint, and taken up by the places
     # that run.json has.
-    made = saw_jax.config("gdpo", loop={"num_steps": 2})
+    made = config_lib.get_config()  # from which a table starts, too
     made.algorithm.loss, made.algorithm.weights = mine, by_step
     made.algorithm.entropy_coefficient = falling
     made.algorithm.kl.coefficient = falling

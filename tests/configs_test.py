@@ -168,8 +168,7 @@ class TestKeys:
       elif not isinstance(value, str):
         value = type(value)(value * 2 or 1)
       value = others.get(path, value)
-      with config.ignore_type():
-        put(config, path, value)
+      put(config, path, value)
       assert at(typed(config), path) == value, path
 
   @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def own_config(checkpoint: str = "") -> ml_collections.ConfigDict:
   """Every key, with a value that will do for rows of one's own."""
   import jax
 
-  config = to_config(_defaults(), type_safe=False)
+  config = to_config(_defaults())
   config.optimizer.weight_decay = 0.0
   config.loop.prompts_per_step = 8
   if not checkpoint:
@@ -112,18 +112,17 @@ def own_config(checkpoint: str = "") -> ml_collections.ConfigDict:
   return config
 
 
-def to_config(
-  values: Any, *, type_safe: bool = True
-) -> ml_collections.ConfigDict:
+def to_config(values: Any) -> ml_collections.ConfigDict:
   """The keys of a `RunConfig`, or of one section, as an unlocked config."""
-  section = ml_collections.ConfigDict(type_safe=type_safe)
+  # A function may take the place of a name, and `typed` looks at types.
+  section = ml_collections.ConfigDict(type_safe=False)
   for field in filter(settings.is_key, dataclasses.fields(values)):
     value = getattr(values, field.name)
     if dataclasses.is_dataclass(value):
-      value = to_config(value, type_safe=type_safe)
+      value = to_config(value)
     elif isinstance(value, Mapping):
       value = ml_collections.ConfigDict(
-        value, type_safe=type_safe, allow_dotted_keys=False
+        value, type_safe=False, allow_dotted_keys=False
       )
     section[field.name] = value
   return section
@@ -250,7 +249,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     # A place of a function is judged by `typed`.
     is_place = isinstance(text, str) and ":" in text
     text = text if place is None or is_place else _like(place, text, key)
-  with config.unlocked(), section.ignore_type():
+  with config.unlocked():
     section[name] = text
 
 

@@ -72,7 +72,8 @@ class AnswerRun:
 
   def play(self, policy: Policy, mode: str = "sampled") -> agents.Episodes:
     """Plays held-out worlds, `greedy` or `sampled`; answers are no episodes."""
-    raise ValueError(f"task {self._task.name!r}: only episodes can be played")
+    name = self._task.name
+    raise ValueError(f"task {name!r} has single answers, no episodes to play")
 
 
 class EpisodeRun(AnswerRun):
