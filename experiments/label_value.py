@@ -24,7 +24,7 @@ from saw_jax.run import command_line, config
 _CONFIG = flags.DEFINE_string("config", "care/confident:row=truth", "A config.")
 _PROMPTS = flags.DEFINE_integer("prompts", 512, "Prompts to look at.", 2)
 _AT_ONCE = flags.DEFINE_integer("at_once", 32, "Policies in one program.", 1)
-_RATE = flags.DEFINE_float("rate", 1.0, "Of the gradient step.")
+_RATE = flags.DEFINE_float("rate", 0.1, "Of the gradient step.")
 _STARTS = flags.DEFINE_list("starts", ["0"], "Seeds of the supervised start.")
 _OUT = flags.DEFINE_string("out", "runs/label_value", "Folder of the results.")
 
