@@ -347,13 +347,10 @@ def make_method(
     raise TypeError("the aggregate is a field of its own, not a loss_option")
   truncated = options.pop("truncated", "learn")
   naming.lookup(dict(learn=0, mask=0, drop=0), truncated, "truncated")
-  of_update = dict(
-    truncated=truncated,
-    keep=_taken(options, KEEPS, "keep"),
-    step_size=_taken(options, STEP_SIZES, "step_size"),
-    compares=bool(options.pop("gradient_cosine", False)),
-    by_term=bool(options.pop("gradient_norms", False)),
-  )
+  keep = _taken(options, KEEPS, "keep")
+  step_size = _taken(options, STEP_SIZES, "step_size")
+  compares = bool(options.pop("gradient_cosine", False))
+  by_term = bool(options.pop("gradient_norms", False))
   loss = resolve(config.loss, options, LOSSES, "loss", aggregate=aggregate)
 
   kl, in_reward, term = config.kl, None, objective.Term
@@ -394,8 +391,12 @@ def make_method(
     reads_ratios="ratios" in reads,
     whiten=whiten,
     world=world,
+    truncated=truncated,
+    keep=keep,
+    step_size=step_size,
     carries=carries,
-    **of_update,
+    compares=compares,
+    by_term=by_term,
   )
   return with_loss(method, loss, ratio_to=config.ratio_to)
 

@@ -45,8 +45,10 @@ def experiment_of(run: RunConfig, count: int) -> Experiment:
     how = {key: getattr(run.model, key) for key in build.COMPUTED}
     model = dataclasses.replace(model, **how)
     # The tokenizer is one of ours: of theirs no program knows but its size.
-    none = {"checkpoint": "", "chat_template_options": {}}
-    made, _ = build.outline(dataclasses.replace(run, model=model, **none))
+    bare = dataclasses.replace(
+      run, model=model, checkpoint="", chat_template_options={}
+    )
+    made, _ = build.outline(bare)
     decoder = dataclasses.replace(made.decoder, vocab_size=model.vocab_size)
     made = made._replace(decoder=decoder)
   else:

@@ -56,8 +56,9 @@ def main() -> int:
   if not given.data:
     said = footprint.sentence(made, jax.device_count())
     print(f"memory: {said}; see saw fit")
-    how = {"prompts": given.prompts, "shown": given.show}
-    problems += doctor.check_sampling(made, **how)
+    problems += doctor.check_sampling(
+      made, prompts=given.prompts, shown=given.show
+    )
   for problem in problems[:20]:
     print(f"PROBLEM: {problem}")
   if len(problems) > 20:

@@ -43,8 +43,10 @@ def main() -> int:
     return 0
   # The platform and the number of devices are set before JAX starts.
   words = [sys.executable, "-m", "saw_jax", "fit", *sys.argv[1:]]
-  how = {"env": topology_lib.environment(where), "stdout": subprocess.PIPE}
-  with subprocess.Popen(words, text=True, **how) as child:
+  env = topology_lib.environment(where)
+  with subprocess.Popen(
+    words, env=env, stdout=subprocess.PIPE, text=True
+  ) as child:
     fits = _report(where, map(json.loads, child.stdout))
   return child.returncode or int(not fits)
 

@@ -99,9 +99,10 @@ class Reader:
       )
     prompts = [list(prompt)[-most:] for prompt in prompts]
     tokenizer, texts = self.tokenizer, {}
-    how = {"pad_id": tokenizer.pad_id, "sampling": sampling}
     settings = generate.GenerateConfig(
-      max_new_tokens, 1, tokenizer.eos_ids, **how
+      *(max_new_tokens, 1, tokenizer.eos_ids),
+      pad_id=tokenizer.pad_id,
+      sampling=sampling,
     )
     for chosen, width in self._batches(list(map(len, prompts))):
       batch = transcript.pad_prompts(

@@ -178,8 +178,9 @@ class Decoder(nn.Module):
     c, layer = self.config, Layer
     if c.remat != "none":
       # A scan keeps the recomputation apart by itself.
-      how = dict(policy=_REMAT[c.remat], prevent_cse=not c.scan_layers)
-      layer = nn.remat(Layer, **how)
+      layer = nn.remat(
+        Layer, policy=_REMAT[c.remat], prevent_cse=not c.scan_layers
+      )
     if c.scan_layers:
       layers = nn.scan(
         layer,

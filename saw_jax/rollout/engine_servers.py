@@ -86,8 +86,11 @@ class Servers:
     }
     # vLLM ends idle connections after 5 s, under a request, too.
     limits = httpx.Limits(max_keepalive_connections=count, keepalive_expiry=2.0)
-    how = {"limits": limits, "headers": headers, "trust_env": False}
-    self._client = httpx.Client(**how)  # through no proxy
+    self._client = httpx.Client(
+      limits=limits,
+      headers=headers,
+      trust_env=False,  # no proxy
+    )
     self._servers = [Server(url, self._client, config) for url in urls]
     found = [server.traits(max_length) for server in self._servers]
     if len({one._replace(model="") for one in found}) > 1:

@@ -114,8 +114,12 @@ def run(main: Callable[..., int | None]) -> None:
       inspect.signature(main).bind(*argv[1:])
     except TypeError:
       return complain(f"unexpected argument {argv[-1]!r}; see --help")
-    look = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
-    logging.basicConfig(level=logging.INFO, force=True, **look)
+    logging.basicConfig(
+      level=logging.INFO,
+      format="%(asctime)s %(message)s",
+      datefmt="%H:%M:%S",
+      force=True,
+    )
     for noisy in ("jax", "orbax"):
       logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax warns here of each checkpoint that has no score, and has a traceback

@@ -93,8 +93,9 @@ def make_gradient_weights(
 
     gradients = jax.lax.map(component_gradient, jnp.arange(rewards.shape[-1]))
     gram = weighting.gram_of_clipped(gradients)
-    how = dict(learning_rate=learning_rate, temperature=temperature)
-    return weighting.gradient_weights(weights, gram, **how)
+    return weighting.gradient_weights(
+      weights, gram, learning_rate=learning_rate, temperature=temperature
+    )
 
   return gradient_weights
 

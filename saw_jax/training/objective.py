@@ -146,9 +146,11 @@ class _Stream(NamedTuple):
   unpack: Callable[[Array], Array]  # from [X, C] to [B, T]
 
   def log_probs(self, temperature: float, chunk_size: int):
-    given = self.wanted, self.head_DV, self.targets
-    how = dict(temperature=temperature, chunk_size=chunk_size)
-    return log_probs.chunked_log_probs(*given, **how)
+    return log_probs.chunked_log_probs(
+      *(self.wanted, self.head_DV, self.targets),
+      temperature=temperature,
+      chunk_size=chunk_size,
+    )
 
 
 def _read(config: DecoderConfig, params: PyTree, batch: TrainBatch) -> _Stream:

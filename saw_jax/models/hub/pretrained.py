@@ -76,8 +76,9 @@ class Piece(NamedTuple):
 
 def name_map(config: DecoderConfig, *, fused: bool) -> dict[Path, Piece]:
   """Tells where each leaf of a decoder is; those of layers are in `layers`."""
-  alike = dict(windows=(), rotated=(), scan_layers=False)
-  one = dataclasses.replace(config, num_layers=1, **alike)
+  one = dataclasses.replace(
+    config, num_layers=1, windows=(), rotated=(), scan_layers=False
+  )
   leaves = flatten_dict(decoder.param_shapes(one))
   renamed = (_FUSED if fused else {}) | (_POST_NORM if config.post_norm else {})
   names, lengths = {}, collections.Counter()
