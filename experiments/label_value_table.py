@@ -49,8 +49,8 @@ def table(rows: Rows) -> str:
     "from the label of a prompt in place of its vote; mean with its 95 % "
     "interval: over the means of starts, or of one start over labels.",
     "",
-    f"{len(of_starts[0])} prompts from each supervised start ({numbers}). Made by `{command_line.again()}` at commit "
-    f"{run_directory.commit()}.",
+    f"{len(of_starts[0])} prompts from each supervised start ({numbers}). Made "
+    f"by `{command_line.again()}` at commit {run_directory.commit()}.",
   ]
   return "\n".join(lines) + "\n"
 
