@@ -69,7 +69,9 @@ def _cell(by_start: Sequence[Sequence[float]]) -> str:
     else statistics.bootstrap_interval(pooled)
   )
   middle = np.mean([np.mean(values) for values in by_start])
-  return f"{1e3 * middle:.2f} [{1e3 * low:.2f}, {1e3 * high:.2f}]"
+  # One label has no interval.
+  known = f" [{1e3 * low:.2f}, {1e3 * high:.2f}]" if np.isfinite(low) else ""
+  return f"{1e3 * middle:.2f}{known}"
 
 
 def _head(names: Sequence[str]) -> list[str]:

@@ -26,9 +26,11 @@ def test_the_first_of_an_order_are_averaged():
 
 def test_the_table_has_every_order_and_level():
   lines = table.table(rows()).splitlines()
-  assert [line.split("|")[1].strip() for line in lines if "[" in line] == [
-    *("true gap", "entropy", "margin", "0.00", "2.83", "5.66")
+  assert [line.split("|")[1].strip() for line in lines if "|" in line] == [
+    *("order", "---", "true gap", "entropy", "margin"),
+    *("gap", "---", "0.00", "2.83", "5.66"),
   ]
+  assert "nan" not in "".join(lines)  # one label has no interval
   gap = lines[4].split("|")
   assert gap[6].split()[0] == "40.00"  # thousandths, of all
   # Of two starts the interval is of the starts.
