@@ -68,6 +68,14 @@ def trained(tmp_path_factory):
 
 
 class TestTrain:
+  def test_a_directory_that_is_a_file(self, tmp_path):
+    """Rows in memory are written there before all else."""
+    (tmp_path / "file").touch()
+    rows = [{"prompt": f"say {n}"} for n in range(9)]
+    task = saw_jax.task(rows, rewards={"one": lambda *_: 1.0})
+    with pytest.raises(NotADirectoryError, match="is a file: choose another"):
+      saw_jax.train(saw_jax.config(), task, directory=tmp_path / "file")
+
   def test_the_reward_rises(self, trained):
     folder, space = trained
     rewards = space["run"].metrics("reward/right")

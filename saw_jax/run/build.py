@@ -58,6 +58,7 @@ def build(
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
   if directory is not None:
+    checks.check_directory(directory)
     run, task = remembered(run, directory, task)
   made, source = outline(run, seeds, directory, task)
   if resume_step is not None:

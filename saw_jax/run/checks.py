@@ -81,7 +81,7 @@ def check(
   if made.loop.group_size == 1 and run is not None:
     _check_group_of_one(made)
   if directory is not None:
-    _check_directory(directory)
+    check_directory(directory)
   if made.rollout.engine:
     engines.check(made, len(seeds))
 
@@ -322,7 +322,7 @@ def _check_group_of_one(made: Experiment) -> None:
   )
 
 
-def _check_directory(directory: str | os.PathLike) -> None:
+def check_directory(directory: str | os.PathLike) -> None:
   path = pathlib.Path(directory).absolute()
   place = next(one for one in (path, *path.parents) if one.exists())
   if not place.is_dir():

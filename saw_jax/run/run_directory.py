@@ -55,8 +55,8 @@ def check_run(
   """
   if not _has_begun(pathlib.Path(directory)):
     return
-  before = read_run(directory)["config"]
-  for key, (old, new) in differences(before, config).items():
+  document = read_run(directory)
+  for key, (old, new) in differences(document["config"], config).items():
     if key == _LENGTH and optimizer is not None and old < new:
       if not optimizer.follows_length:
         continue
@@ -69,6 +69,23 @@ def check_run(
       f"{directory} holds a run with {key} = {old!r}, not {new!r}: choose "
       "another --workdir (--runs of saw table), or the same config"
     )
+  now = file_digests(config)
+  for key, old in (document.get("files") or {}).items():
+    if now.get(key) != old:
+      raise RunError(
+        f"{directory} holds a run on another content of {key}: give it the "
+        "file as it was, or choose another --workdir"
+      )
+
+
+def file_digests(config: Mapping[str, Any]) -> dict[str, str]:
+  """A hash of each file that the options of a task name, by the option."""
+  options, found = config.get("task", {}).get("options", {}), {}
+  for key, value in flatten(options).items():
+    if isinstance(value, str) and os.path.isfile(value):
+      with open(value, "rb") as file:
+        found[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+  return found
 
 
 def differences(
@@ -135,6 +152,7 @@ def open_run(
       **environment(),
       "start": start,
       "panel": panel,
+      "files": file_digests(config),
       "started": _now(),
     }
     _set_labels_aside(path, config)

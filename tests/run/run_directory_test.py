@@ -68,6 +68,24 @@ def test_a_key_that_differs_is_named_with_both_values(tmp_path):
   assert (tmp_path / "run.json").read_bytes() == before
 
 
+def test_a_run_goes_on_with_the_files_that_it_began_with(tmp_path):
+  rows = tmp_path / "rows.jsonl"
+  rows.write_text("1")
+  config = changed("task.options", {"rows": str(rows), "test": 0.1})
+  run = run_directory.open_run(tmp_path / "run", config)
+  assert list(run["files"]) == ["rows"]
+  (tmp_path / "run" / "checkpoints" / "2").mkdir(parents=True)
+  rows.write_text("2")
+  with pytest.raises(run_directory.RunError, match="another content of rows"):
+    run_directory.open_run(tmp_path / "run", config)
+  rows.write_text("1")
+  run_directory.open_run(tmp_path / "run", config)
+  # An older run does not say what was in them.
+  (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "files": None}))
+  rows.write_text("2")
+  run_directory.open_run(tmp_path / "run", config)
+
+
 def test_what_is_no_run_says_so(tmp_path):
   with pytest.raises(run_directory.RunError, match=r"no run\.json"):
     run_directory.read_run(tmp_path)
