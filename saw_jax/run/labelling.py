@@ -109,8 +109,8 @@ class OwnRewards(Labels):
         stops=(),  # Those of an answer: a verdict may quote one.
       ),
     )
-    warmth = config.verify_temperature
-    sampling = dataclasses.replace(made.sampling, temperature=warmth)
+    temperature = config.verify_temperature
+    sampling = dataclasses.replace(made.sampling, temperature=temperature)
     settings = self._judge.settings(sampling, 1)
     self._generate = functools.partial(policy.engine.sample, config=settings)
 
@@ -376,9 +376,12 @@ class Probes:
     def lift(fn, **options):
       return jax.vmap(functools.partial(fn, **options))
 
-    sizes = {"group_size": made.loop.group_size}
-    sizes["hidden_size"] = made.decoder.width
-    create = lift(care.create_state, **sizes, **common)
+    create = lift(
+      care.create_state,
+      group_size=made.loop.group_size,
+      hidden_size=made.decoder.width,
+      **common,
+    )
     self.state = jax.jit(create)(_keys(learner.seeds, 0))
     if saved:
       leaves, tree = jax.tree.flatten(self.state)
