@@ -68,6 +68,8 @@ def refusal(name: str, row: str, where: str) -> str:
   config.update_from_flattened_dict(SAID.get(name, {}))
   slice_ = topology.read(where)
   try:
+    split = compiled.splitting(config_lib.typed(config), slice_.count)
+    config.update_from_flattened_dict(split)
     made = compiled.experiment_of(config_lib.typed(config), slice_.count)
     report.check_room(made, slice_)
   except ValueError as error:
@@ -78,9 +80,7 @@ def refusal(name: str, row: str, where: str) -> str:
 def compile_some(name: str, row: str, where: str, some: list[str]) -> list:
   """The figures of some programs of a row on a slice, by the command."""
   command = [sys.executable, "-m", "saw_jax", *words_of(name, row, where)]
-  commit = subprocess.run(
-    ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-  )
+  commit = subprocess.getoutput("git rev-parse --short HEAD")
   lines = []
   with subprocess.Popen(
     [*command, "--json", "--suggest", f"--programs={','.join(some)}"],
@@ -88,7 +88,7 @@ def compile_some(name: str, row: str, where: str, some: list[str]) -> list:
     text=True,
   ) as child:
     for line in child.stdout:
-      lines.append(json.loads(line) | {"commit": commit.stdout.strip()})
+      lines.append(json.loads(line) | {"commit": commit})
       print("  ", line[:100].strip(), flush=True)
   return lines
 

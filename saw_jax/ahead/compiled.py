@@ -37,6 +37,26 @@ def experiment_of(run: RunConfig, count: int) -> Experiment:
 
   It is refused as the run is where its rows do not split over `count` devices.
   """
+  made = _outline_of(run)
+  if made.parallel.lift == "meshed":
+    checks.check_rows(made, _shards(made, count))
+  return made
+
+
+def splitting(run: RunConfig, count: int) -> dict[str, int]:
+  """The keys with which the rows of a run split over `count` devices."""
+  made = _outline_of(run)
+  if made.parallel.lift != "meshed" or made.method.per_step:
+    return {}
+  return checks.splitting(made, _shards(made, count))
+
+
+def _shards(made: Experiment, count: int) -> int:
+  data, fsdp, _ = parallel.axis_sizes(made.parallel, count)
+  return data * fsdp
+
+
+def _outline_of(run: RunConfig) -> Experiment:
   if run.checkpoint and not pathlib.Path(run.checkpoint).exists():
     name = pathlib.Path(run.checkpoint).name
     document = naming.lookup(MODELS, name, "model without its files")
@@ -50,13 +70,8 @@ def experiment_of(run: RunConfig, count: int) -> Experiment:
     )
     made, _ = build.outline(bare)
     decoder = dataclasses.replace(made.decoder, vocab_size=model.vocab_size)
-    made = made._replace(decoder=decoder)
-  else:
-    made, _ = build.outline(run)
-  if made.parallel.lift == "meshed":
-    data, fsdp, _ = parallel.axis_sizes(made.parallel, count)
-    checks.check_rows(made, data * fsdp)
-  return made
+    return made._replace(decoder=decoder)
+  return build.outline(run)[0]
 
 
 def share(tree: PyTree) -> int:

@@ -65,7 +65,7 @@ def lines(found: Figures, topology: Topology) -> Iterator[str]:
     yield from _program(found, topology)
 
 
-def _words(more: Mapping[str, str]) -> str:
+def _words(more: Mapping[str, Any]) -> str:
   return " ".join(f"--config.{key}={value}" for key, value in more.items())
 
 
@@ -153,7 +153,7 @@ def reached(program: str, before: Mapping, after: Mapping) -> bool:
 
 def choices(
   made: Experiment, found: Figures, topology: Topology
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, Any]]:
   """Keys with which a program should fit, the best first.
 
   Of an update that fits, those with which it computes less again, or sends less
@@ -186,7 +186,7 @@ def choices(
       cut = now / keys.get("parallel.tensor", now)
       needs -= found["arguments"] * (1 - cut)
     if keys and needs <= has(topology):
-      yield {key: str(value) for key, value in keys.items()}
+      yield keys
 
 
 def _of_rows(made: Experiment, count: int, samples: bool) -> float:

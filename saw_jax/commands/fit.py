@@ -32,10 +32,9 @@ def main() -> int:
   given, config = flags.FLAGS, command_line.given_config()
   if config is None:
     raise command_line.UsageError("give --config=TABLE, or --rows=FILE")
-  name = given.topology or ""
   with command_line.checking_input():
-    where = topology_lib.read(name) if name else None
-  if where is None or where.kind == "gpu":
+    where = given.topology and topology_lib.read(given.topology)
+  if not where or where.kind == "gpu":
     return _by_arithmetic(where, config)
   if topology_lib.is_set():
     for found in _compile(where):
@@ -44,9 +43,7 @@ def main() -> int:
   # The platform and the number of devices are set before JAX starts.
   words = [sys.executable, "-m", "saw_jax", "fit", *sys.argv[1:]]
   env = topology_lib.environment(where)
-  with subprocess.Popen(
-    words, env=env, stdout=subprocess.PIPE, text=True
-  ) as child:
+  with subprocess.Popen(words, env=env, stdout=subprocess.PIPE) as child:
     fits = _report(where, map(json.loads, child.stdout))
   return child.returncode or int(not fits)
 
@@ -81,21 +78,26 @@ def _compile(where) -> Iterator[dict]:
 
   given = flags.FLAGS
 
+  def run_with(more):
+    words = [(key, str(value)) for key, value in more.items()]
+    return config_lib.typed(command_line.given_config(*words))
+
   def made_with(more):
-    config = command_line.given_config(*more.items())
-    return compiled.experiment_of(config_lib.typed(config), where.count)
+    return compiled.experiment_of(run_with(more), where.count)
 
   def measure(name, more):
     (found,) = ahead.measure(made_with(more), (name,))
     return found | {"with": more} if more else found
 
+  more, known = {}, {}  # what helps, and what each program was compiled with
   with command_line.checking_input():
-    made = made_with({})
+    if given.suggest:
+      more = compiled.splitting(run_with(more), where.count)
+    made = made_with(more)
     report.check_room(made, where)
     ahead = compiled.Compiler(where)
   yield ahead.describe(made)
   names = [x for x in ahead.names(made) if x in (given.programs or [x])]
-  more, known = {}, {}  # what helps, and what each program was compiled with
   for name in names:
     found = measure(name, more)
     yield found

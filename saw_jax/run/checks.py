@@ -25,6 +25,9 @@ LOG = logging.getLogger(__name__)
 
 Conflicts = dict[str, bool]
 
+# What the prompts of a step are sampled by, and its responses learned by.
+_GROUPS, _PARTS = "rollout.length_groups", "loop.num_microbatches"
+
 # The least that a number may be, and the numbers.
 LEAST = {
   1: "loop.num_steps loop.prompts_per_step loop.group_size "
@@ -266,31 +269,52 @@ def _conflicts_of_processes(made: Experiment) -> Conflicts:
   }
 
 
+def splitting(made: Experiment, num_shards: int) -> dict[str, int]:
+  """Fewer parts of a step, where these split over devices and today's do not.
+
+  Neither changes what is computed, but for the order of sums.
+  """
+  loop, prompts = made.loop, made.loop.prompts_per_step
+  share = prompts * loop.group_size // loop.num_minibatches
+  found = {}
+  for key, now, rows in (
+    (_GROUPS, made.rollout.length_groups, prompts),
+    (_PARTS, loop.num_microbatches, share),
+  ):
+    fitting = [k for k in range(1, now + 1) if rows % (k * num_shards) == 0]
+    if fitting and fitting[-1] != now:
+      found[key] = fitting[-1]
+  return found
+
+
 def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
   """How the rows of a step are cut, into updates and over devices."""
   loop, calls = made.loop, made.episodes.rows_per_call
-  prompts = loop.prompts_per_step // made.rollout.length_groups
-  rows = loop.prompts_per_step * loop.group_size
-  parts = loop.num_minibatches * loop.num_microbatches
+  prompts, groups = loop.prompts_per_step, made.rollout.length_groups
   over = f"do not split over the {num_shards} devices that have rows"
-  found = {
-    f"the {prompts} prompts that are sampled at a time (loop.prompts_per_step "
-    f"by rollout.length_groups) {over}": prompts % num_shards > 0
-  }
   if made.method.per_step:  # whose rows are filled up
-    return found | {
-      f"episodes.rows_per_call is {calls}, which {over}": calls % num_shards > 0
+    is_apart = made.parallel.lift == "pmapped"
+    return {
+      f"the {prompts} groups of a step {over}": (
+        is_apart and prompts % num_shards > 0
+      ),
+      f"episodes.rows_per_call is {calls}, which {over}": calls % num_shards
+      > 0,
     }
-  share = rows // loop.num_minibatches
-  fewer = [k for k in range(1, loop.num_microbatches) if share % k == 0]
-  fitting = [k for k in fewer if share // k % num_shards == 0]
-  advice = "a larger step (loop.prompts_per_step)"
-  if fitting:
-    advice = f"loop.num_microbatches={fitting[-1]} does"
-  return found | {
+  rows = prompts * loop.group_size
+  parts = loop.num_minibatches * loop.num_microbatches
+  larger = "a larger step (loop.prompts_per_step)"
+  advice = {_GROUPS: larger, _PARTS: larger}
+  for key, count in splitting(made, num_shards).items():
+    advice[key] = f"{key}={count} does"
+  return {
+    f"the {prompts // groups} prompts that are sampled at a time "
+    f"(loop.prompts_per_step by {_GROUPS}) {over}: {advice[_GROUPS]}": (
+      prompts // groups % num_shards > 0
+    ),
     f"the {rows} responses of a step do not split into {parts} equal parts "
     "(loop.num_minibatches x loop.num_microbatches)": rows % parts > 0,
-    f"the {rows // parts} rows of a micro-batch {over}: {advice}": (
+    f"the {rows // parts} rows of a micro-batch {over}: {advice[_PARTS]}": (
       rows // parts % num_shards > 0
     ),
   }

@@ -34,8 +34,11 @@ class Episodes:
     self._learner, self._clock, self._pool = learner, learner.clock, pool
     self._made = made = learner.made
     self._policy, self._world = learner.policy, made.method.world
-    self._config, self._loop, self._task = made.episodes, made.loop, made.task
+    self._config, self._task = made.episodes, made.task
+    self._loop = loop = made.loop
     lift, has_world = self._policy.lift, self._world is not None
+    is_split = lift.has_own_rows or not loop.prompts_per_step % lift.num_shards
+    kind = parallel.ROWS if is_split else parallel.SAME
     self._turn = self._policy.make_turn(
       made.sampling, record_entropies=has_world
     )
@@ -46,14 +49,13 @@ class Episodes:
         whiten=made.method.whiten,
         world=self._world,
       ),
-      (parallel.ROWS, parallel.SAME),
-      (parallel.ROWS,),
+      (kind, parallel.SAME),
+      (kind,),
       takes_axis_name=True,
     )
     if has_world:
       self._measure = jax.jit(self._world.measure)
     # Rows of an update are a multiple of this: few shapes, equal parts.
-    loop = made.loop
     most = loop.prompts_per_step * loop.group_size * made.task.max_steps
     parts = loop.num_minibatches * loop.num_microbatches * lift.num_shards
     self._unit = -(-most // (made.episodes.row_parts * parts)) * parts

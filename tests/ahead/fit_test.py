@@ -149,26 +149,26 @@ class TestReport:
     # 40 GiB of rows into 11.75: four times as many parts, or eight times.
     made, found = self.made(), {**self.FOUND, "needs": 44 * 2**30}
     first, *rest = report.choices(made, found, V5E)
-    assert first == {"model.remat": "dots", "loop.num_microbatches": "8"}
-    assert {"loop.num_microbatches": "4"} in rest
+    assert first == {"model.remat": "dots", "loop.num_microbatches": 8}
+    assert {"loop.num_microbatches": 4} in rest
     # 8 rows on each chip are four times too many; matrices are cut last.
     first, *rest = report.choices(made, {**found, "program": "generate"}, V5E)
-    assert first == {"rollout.cache_tokens": str(8 * 53 // 4)}
+    assert first == {"rollout.cache_tokens": 8 * 53 // 4}
     assert rest[-1]["parallel.tensor"] == "2"
 
   def test_logits_that_do_not_fit_are_of_fewer_tokens(self):
     made = self.made(num_microbatches=8, chunk_size=64)  # a row each
     found = {**self.FOUND, "needs": 20 * 2**30}
     first = next(report.choices(made, found, V5E))
-    assert first == {"model.remat": "attention", "loop.chunk_size": "16"}
+    assert first == {"model.remat": "attention", "loop.chunk_size": 16}
 
   def test_what_fits_computes_no_more_again_than_it_has_to(self):
     made, sampler = self.made(num_microbatches=4), {"program": "generate"}
     found = list(report.choices(made, self.FOUND, V5E))
-    assert found[0] == {"model.remat": "dots", "loop.num_microbatches": "1"}
+    assert found[0] == {"model.remat": "dots", "loop.num_microbatches": 1}
     # Nothing is offered that computes more. Fewer parts send less, where that
     # is what takes time.
-    assert found[-1] == {"loop.num_microbatches": "2"}
+    assert found[-1] == {"loop.num_microbatches": 2}
     near = {**self.FOUND, "moved": []}
     assert all("model.remat" in x for x in report.choices(made, near, V5E))
     assert not list(report.choices(made, self.FOUND | sampler, V5E))
@@ -177,7 +177,7 @@ class TestReport:
     # Without room to spare, one has to make some.
     full = {**self.FOUND, "needs": int(15.75 * 2**30)}
     first = next(report.choices(made, full, V5E))
-    assert first == {"model.remat": "dots", "loop.num_microbatches": "8"}
+    assert first == {"model.remat": "dots", "loop.num_microbatches": 8}
 
   @pytest.mark.parametrize(
     ("key", "names"),
@@ -190,9 +190,9 @@ class TestReport:
   )
   def test_what_helps_one_program_may_change_another(self, key, names):
     every = "weights generate log_probs update".split()
-    found = [name for name in every if report.reached(name, {}, {key: "2"})]
+    found = [name for name in every if report.reached(name, {}, {key: 2})]
     assert found == names.split()
-    assert not any(report.reached(x, {key: "2"}, {key: "2"}) for x in every)
+    assert not any(report.reached(x, {key: 2}, {key: "2"}) for x in every)
 
   def test_models_that_are_not_here(self):
     run = RunConfig(checkpoint="checkpoints/Qwen3-8B-Base")
@@ -209,7 +209,7 @@ class TestReport:
 
 
 def test_the_page_recommends_what_fits_with_what_was_changed():
-  update = TestReport.FOUND | {"with": {"loop.num_microbatches": "4"}}
+  update = TestReport.FOUND | {"with": {"loop.num_microbatches": 4}}
   generate = TestReport.FOUND | {"program": "generate", "runs": 1}
   big = {**update, "needs": 16 * 2**30}
 
@@ -246,12 +246,16 @@ def fit(name: str, *words: str):
 
 class TestCommand:
   def test_virtual_devices(self):
-    done = fit("cpu:8", "--json")
+    # Of 64 responses, 16 parts do not split over eight devices; 8 do.
+    done = fit(
+      "cpu:8", "--json", "--suggest", "--config.loop.num_microbatches=16"
+    )
     assert done.returncode == 0, done.stderr
     first, *rest = map(json.loads, done.stdout.splitlines())
     assert first["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     assert [one["program"] for one in rest] == ["weights", "generate", "update"]
     for one in rest:
+      assert one["with"] == {"loop.num_microbatches": 8}
       assert one["needs"] > one["arguments"] > 0 and not one["unknown_loops"]
       sent = [what for _, what, *_ in one["moved"]]
       # A sampler has the weights of its own.
@@ -261,6 +265,7 @@ class TestCommand:
     done = fit("cpu:8", "--config.loop.num_microbatches=16")
     assert done.returncode == 2
     assert "rows of a micro-batch do not split over the 8" in done.stderr
+    assert "loop.num_microbatches=8 does" in done.stderr
     assert "Traceback" not in done.stderr
     done = fit("v5e-9")
     assert (done.returncode, done.stdout) == (2, "")

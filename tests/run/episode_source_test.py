@@ -15,10 +15,10 @@ from tests import agent_helpers, helpers
 from tests.helpers import curves
 
 
-def first_step(row="grpo_paw", **changes):
+def first_step(row="grpo_paw", seeds=(0, 1), **changes):
   """The source of a run, and the episodes of its first step."""
   made = agent_helpers.experiment(row, **changes)
-  kind, one = experiment_lib.kind_of(made), helpers.make_learner(made, (0, 1))
+  kind, one = experiment_lib.kind_of(made), helpers.make_learner(made, seeds)
   with kind.open_workers() as pool:
     source = kind.Source(one, pool, None)
     return source, source.score(source.generate(0), 0)
@@ -90,6 +90,16 @@ class TestRows:
     )
     np.testing.assert_array_equal(batch.advantages, whole.advantages)
     assert rows[0]["success"] == paw[1][0]["success"]
+
+  def test_a_mesh_may_have_more_devices_than_a_step_has_groups(self):
+    few = dict(seeds=(0,), loop={"prompts_per_step": 2})
+    whole, _ = laid_out(**few)
+    found, _ = laid_out(parallel={"lift": "meshed"}, **few)
+    size = whole.tokens.shape[1]  # Rows are filled up to equal parts.
+    found = jax.tree.map(lambda x: x[:, :size], found)
+    chex.assert_trees_all_equal(found.tokens, whole.tokens)
+    near = [(x.advantages, x.behave_log_probs, x.world) for x in (found, whole)]
+    chex.assert_trees_all_close(*near, rtol=1e-5, atol=1e-6)
 
   def test_the_placebo_moves_observations_and_nothing_else(self, paw):
     batch, _ = laid_out("paw_shuffled")
