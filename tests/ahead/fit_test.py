@@ -154,7 +154,7 @@ class TestReport:
     # 8 rows on each chip are four times too many; matrices are cut last.
     first, *rest = report.choices(made, {**found, "program": "generate"}, V5E)
     assert first == {"rollout.cache_tokens": 8 * 53 // 4}
-    assert rest[-1]["parallel.tensor"] == "2"
+    assert rest[-1]["parallel.tensor"] == 2
 
   def test_logits_that_do_not_fit_are_of_fewer_tokens(self):
     made = self.made(num_microbatches=8, chunk_size=64)  # a row each
@@ -192,7 +192,7 @@ class TestReport:
     every = "weights generate log_probs update".split()
     found = [name for name in every if report.reached(name, {}, {key: 2})]
     assert found == names.split()
-    assert not any(report.reached(x, {key: 2}, {key: "2"}) for x in every)
+    assert not any(report.reached(x, {key: 2}, {key: 2}) for x in every)
 
   def test_models_that_are_not_here(self):
     run = RunConfig(checkpoint="checkpoints/Qwen3-8B-Base")
