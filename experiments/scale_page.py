@@ -10,10 +10,10 @@ def _cells(one: dict) -> list[str]:
   """Of one row on one slice: what its programs need, and a step's bound."""
   where = topology.read(one["slice"])
   if one["refused"]:
-    return ["", "", "", "", "", f"no: {one['refused']}"]
+    return [""] * 6 + [f"no: {one['refused']}"]
   kept = {x["program"]: x for x in one["figures"] if "program" in x}
   if "update" not in kept:
-    return ["", "", "", "", "", "not compiled to the end"]
+    return [""] * 6 + ["not compiled to the end"]
   fits, _ = report.verdict(one["figures"], where)
   most = max(kept.values(), key=lambda x: x["needs"])
   update = kept["update"]
@@ -29,15 +29,23 @@ def _cells(one: dict) -> list[str]:
   said = f"no: {', '.join(lost)}" if lost else f"yes {words}".strip()
   if "generate" not in kept:  # It is not known, and nothing is recommended.
     said, fits = f"update: {said}; sampling not compiled", False
-  step = report.step_seconds(list(kept.values()), where) if fits else None
+  step = sum(report.seconds(x, where) for x in kept.values())
   return [
     f"{most['needs'] / 2**30:.2f} of {report.has(where) / 2**30:.2f}",
     f"{ratio:.2f}",
     f"{sent / 1e9:,.0f}" if fits else "",
     f"{step:,.1f}" if fits else "",
+    _sampling(kept["generate"], where) if fits else "",
     ", ".join(dict.fromkeys(x["commit"] for x in kept.values())),
     f"{said}",
   ]
+
+
+def _sampling(found: dict, where: topology.Topology) -> str:
+  """Seconds of a step's calls of the sampler, to read and to draw."""
+  parts = found.get("parts", {}).values()
+  times = [report.seconds({**x, "runs": found["runs"]}, where) for x in parts]
+  return " + ".join(f"{time:,.1f}" for time in times)
 
 
 def lines(
@@ -47,13 +55,14 @@ def lines(
 ) -> list[str]:
   """The page: a line for each program and slice, and what is recommended."""
   found = [base.asset(report.__file__, "scale.md")]
-  head = "| rows | slice | fits, changed | HBM | FLOPs | GB | step, s | at |"
+  head = "| rows | slice | fits, changed | HBM | FLOPs | GB | step, s "
+  head += "| of it sampling | at |"
   for name, shared in every.items():
     found += ["", f"## {name}", ""]
     if not any(table == name for table, *_ in known):
       found.append("Not compiled yet.")
       continue
-    found += [head, "| --- " * 8 + "|"]
+    found += [head, "| --- " * 9 + "|"]
     best = None
     for rows in shared:
       for where in slices:

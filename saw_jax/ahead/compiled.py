@@ -171,7 +171,8 @@ class Compiler:
     found["results"] = memory.output_size_in_bytes - memory.alias_size_in_bytes
     found["needs"] = memory.argument_size_in_bytes + found["beside"]
     found["needs"] += found["temporaries"] + found["results"]
-    read = hlo.Module(compiled.as_text(), count, *program.loops).read()
+    module = hlo.Module(compiled.as_text(), count, *program.loops)
+    read = module.read()
     found |= {"memory": read.memory, "unknown_loops": read.unknown}
     moved = collections.defaultdict(lambda: [0, 0.0])
     for one in read.moved:
@@ -179,7 +180,18 @@ class Compiler:
       entry[0] += one.times
       entry[1] += one.size * one.times
     lines = [[*key, *value] for key, value in moved.items()]
-    return found | {"moved": sorted(lines, key=lambda line: -line[-1])}
+    found["moved"] = sorted(lines, key=lambda line: -line[-1])
+    if program.prefill_flops:
+      whole, part = _work(found["flops"], read), module.read("prefill")
+      first = _work(program.prefill_flops / count, part)
+      rest = {key: size - first[key] for key, size in whole.items()}
+      found["parts"] = {"prefill": first, "decode": rest}
+    return found
+
+
+def _work(products: float, read: hlo.Found) -> dict[str, float]:
+  sent = sum(one.size * one.times for one in read.moved)
+  return {"flops": products, "memory": read.memory, "sent": sent}
 
 
 def _asked(error: Exception, found: Mapping) -> float:

@@ -96,13 +96,13 @@ class Sizes(NamedTuple):
     empty = jax.eval_shape(lambda: cache_lib.init_cache(model, 1, held))
     return float(_bytes((empty.keys, empty.values)))
 
-  def sample_flops(self) -> float:
-    """Of one call: prompts once, and a pass over each token that is drawn."""
+  def sample_flops(self) -> tuple[float, float]:
+    """Of one call: to read its prompts once, and for each token of a row."""
     rows = self.sampled
     short = dataclasses.replace(self.made.rollout, max_new_tokens=0)
     asked = self._replace(made=self.made._replace(rollout=short))
-    once = asked.forward_flops(self.prompts, 1)
-    return self.forward_flops(rows) - asked.forward_flops(rows, 0) + once
+    drawn = self.forward_flops(rows) - asked.forward_flops(rows, 0)
+    return asked.forward_flops(self.prompts, 1), drawn
 
 
 def per_device(made: Experiment, devices: int) -> dict[str, float]:

@@ -253,12 +253,14 @@ class Module:
       for one in self.computations[name].values()
     )
 
-  def read(self) -> Found:
-    """What all instructions move, each as often as it runs."""
+  def read(self, scope: str = "") -> Found:
+    """What instructions of a named scope move, each as often as it runs."""
     moved, memory = [], 0.0
     self.unknown = 0
     for at, name, times in self.walk(self.entry):
       one = self.computations[at][name]
+      if scope not in one.rest:
+        continue
       if (kind := _kind(one.op)) in COLLECTIVES:
         moved.append(self._moved(at, one, kind, times))
       is_free = one.op in _FREE or "AllocateBuffer" in one.rest

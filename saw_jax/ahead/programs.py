@@ -40,8 +40,10 @@ class Program(NamedTuple):
   runs: float  # times in a step
   model_flops: float  # of one run, on all devices: what no program can save
   cache: float = 0.0  # bytes of keys and values, on a device
-  # Of a sampler: tokens that a slot draws, and how often prompts are read.
+  # Of a sampler: tokens that a slot draws, how often prompts are read, and the
+  # model's FLOPs of that.
   loops: tuple[int, int] = (0, 1)
+  prefill_flops: float = 0.0
 
   def trace(self):
     """Traces it as the lift does, with the mesh and the rules that it sets."""
@@ -204,8 +206,8 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   slots, held = refill.slots(settings, each, size)
   rounds = math.ceil(each * sizes.group / slots)
   drawn = rounds * max(1, made.rollout.max_new_tokens - 1)
-  more = sizes.sample_flops(), sizes.cache_bytes(shards)
-  more += ((drawn, math.ceil(each / held)),)
+  loops, first = (drawn, math.ceil(each / held)), sizes.sample_flops()
+  more = sum(first), sizes.cache_bytes(shards), loops, first[0]
   yield program("generate", kept, sizes.calls, *more)
 
   batch, known = batch_of(made, sizes, learner), learner.programs

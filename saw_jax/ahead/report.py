@@ -35,20 +35,24 @@ def roofline(found: Figures, topology: Topology) -> dict[str, float]:
   Nobody runs faster than the slowest of them, if all is done at once.
   """
   chip = topology.chip
-  if chip is None or "moved" not in found:
+  if chip is None or "memory" not in found:
     return {}
-  sent = sum(entry[-1] for entry in found["moved"])
+  sent = sum(entry[-1] for entry in found.get("moved", ()))
   return {
     "compute": found["flops"] / (1e12 * chip["tflops"]),
     "HBM": found["memory"] / (1e9 * chip["memory_GBps"]),
-    "links": sent / (1e9 * chip["link_GBps"]),
+    "links": found.get("sent", sent) / (1e9 * chip["link_GBps"]),
   }
 
 
-def bound(found: Figures, topology: Topology) -> float:
-  """Seconds that a program takes at least in a step; 0 if nobody knows."""
-  times = roofline(found, topology)
-  return max(times.values(), default=0.0) * found.get("runs", 1)
+def seconds(found: Figures, topology: Topology) -> float:
+  """What a program takes at least in a step; NaN if nobody knows.
+
+  Of its parts, which run one after the other, each at its roofline.
+  """
+  parts = found.get("parts", {"": found}).values()
+  times = [max(roofline(x, topology).values(), default=math.nan) for x in parts]
+  return found.get("runs", 1) * sum(times)
 
 
 def lines(found: Figures, topology: Topology) -> Iterator[str]:
@@ -85,10 +89,12 @@ def _program(found: Figures, topology: Topology) -> Iterator[str]:
     flops, needed = found["flops"], found["model_flops"]
     said = f"{flops:.3g}, of the model {needed:.3g}: {flops / needed:.2f} to 1"
     yield f"  FLOPs     {said}"
-  if times := roofline(found, topology):
+  for name, part in {"roofline": found, **found.get("parts", {})}.items():
+    times = roofline(part, topology)
     total = sum(times.values()) or 1.0
-    shares = (f"{k} {v:.3g} s ({v / total:.0%})" for k, v in times.items())
-    yield f"  roofline  {', '.join(shares)}"
+    shares = [f"{k} {v:.3g} s ({v / total:.0%})" for k, v in times.items()]
+    if shares:
+      yield f"  {name:<9} {', '.join(shares)}"
   for kind, what, count, size in found.get("moved", ())[:_LONGEST]:
     yield f"  links     {size / 1e9:.3g} GB {what}, by {count:,} {kind}"
   if found.get("unknown_loops"):
@@ -111,17 +117,11 @@ def verdict(
   if lost:
     said.append(f"it does not fit: {', '.join(lost)}")
   elif programs and topology.chip:
-    seconds = step_seconds(list(programs.values()), topology)
+    least = sum(seconds(x, topology) for x in programs.values())
     said.append(
-      f"it fits; no step takes less than {seconds:.4g} s (compiled, not run)"
+      f"it fits; no step takes less than {least:.4g} s (compiled, not run)"
     )
   return not lost, said
-
-
-def step_seconds(every: Sequence[Figures], topology: Topology) -> float:
-  """A step at the roofline: the slowest of each program, one after another."""
-  times = (max(roofline(x, topology).values(), default=math.nan) for x in every)
-  return sum(x["runs"] * time for x, time in zip(every, times, strict=True))
 
 
 def check_room(made: Experiment, topology: Topology) -> None:

@@ -74,6 +74,8 @@ def environment(topology: Topology) -> dict[str, str]:
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    # Scopes are read, too: a program that has others is another one.
+    "JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true",
     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
   }
 

@@ -102,7 +102,7 @@ def _compile(where) -> Iterator[dict]:
     found = measure(name, more)
     yield found
     known[name], is_well = more, report.fits(found, where)
-    slowest = report.bound(found, where)
+    slowest = report.seconds(found, where)
     better, tried = report.choices(made_with(more), found, where), None
     if not given.suggest:
       yield from ({"would help": one} for one in itertools.islice(better, 1))
@@ -110,7 +110,7 @@ def _compile(where) -> Iterator[dict]:
     for one in itertools.islice(better, _TRIES):
       tried = measure(name, more | one)
       yield tried
-      is_better = not is_well or report.bound(tried, where) <= slowest
+      is_better = not is_well or report.seconds(tried, where) <= slowest
       if report.fits(tried, where) and is_better:
         more = known[name] = more | one
         break

@@ -246,6 +246,7 @@ def places(prompts: PromptBatch) -> tuple[Array, Array]:
   return jnp.maximum(order_PS, 0), order_PS >= 0
 
 
+@jax.named_scope("prefill")
 def prefill(
   config: DecoderConfig,
   params: dict,

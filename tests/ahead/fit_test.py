@@ -134,9 +134,23 @@ class TestReport:
   def test_the_roofline_by_hand(self):
     times = report.roofline(self.FOUND, V5E)
     assert times == pytest.approx({"compute": 1, "HBM": 0.5, "links": 2})
-    assert report.step_seconds([self.FOUND], V5E) == pytest.approx(4)
+    assert report.seconds(self.FOUND, V5E) == pytest.approx(4)
     said = "\n".join(report.lines(self.FOUND, V5E))
     assert "fits, 5.00 of 15.75" in said and "1.31 to 1" in said
+
+  def test_parts_run_one_after_the_other(self):
+    first, rest = ({"memory": x, "sent": 0.0} for x in (0.0, 819e9))
+    parts = {
+      "prefill": first | {"flops": 197e12},
+      "decode": rest | {"flops": 0},
+    }
+    found = self.FOUND | {"parts": parts, "memory": 819e9, "moved": []}
+    # At once they would take a second; twice in a step.
+    assert report.seconds(found, V5E) == pytest.approx(4)
+    assert max(report.roofline(found, V5E).values()) == pytest.approx(1)
+    said = "\n".join(report.lines(found, V5E))
+    assert "prefill   compute 1 s (100%)" in said
+    assert "decode    compute 0 s (0%), HBM 1 s (100%)" in said
 
   def made(self, remat="full", **loop):
     # 64 responses of 53 tokens, over 8 chips.
@@ -210,7 +224,10 @@ class TestReport:
 
 def test_the_page_recommends_what_fits_with_what_was_changed():
   update = TestReport.FOUND | {"with": {"loop.num_microbatches": 4}}
+  parts = {"flops": 0, "memory": 819e9 / 2, "sent": 0}, {"sent": 300e9}
+  parts = {"prefill": parts[0], "decode": parts[0] | parts[1]}
   generate = TestReport.FOUND | {"program": "generate", "runs": 1}
+  generate |= {"parts": parts}
   big = {**update, "needs": 16 * 2**30}
 
   def one(where, *figures):
@@ -226,7 +243,7 @@ def test_the_page_recommends_what_fits_with_what_was_changed():
   assert "| no: update | 16.00 of 15.75 | 1.31 |" in no
   # Two updates and a call, of 400 GB and two seconds each.
   assert "| yes `loop.num_microbatches=4` |" in yes
-  assert yes.endswith("| 1,200 | 6.0 | abc |")
+  assert yes.endswith("| 1,200 | 6.0 | 0.5 + 1.5 | abc |")
   assert "sampling not compiled" in part
   assert said[-1].strip() == (
     "saw train --config=a/b:row=x,scale=paper "
@@ -258,6 +275,10 @@ class TestCommand:
       assert one["with"] == {"loop.num_microbatches": 8}
       assert one["needs"] > one["arguments"] > 0 and not one["unknown_loops"]
       sent = [what for _, what, *_ in one["moved"]]
+      if one["program"] == "generate":
+        for kind in ("flops", "memory"):
+          first, rest = (one["parts"][x][kind] for x in ("prefill", "decode"))
+          assert min(first, rest) > 0 and first + rest == one[kind]
       # A sampler has the weights of its own.
       assert ("weights mlp" in sent) == (one["program"] != "generate")
 
