@@ -17,7 +17,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saw_jax import naming
@@ -152,6 +152,8 @@ def train(
   from saw_jax.run import build, store
 
   directory = store.local(directory, writes=True)
+  if not isinstance(seeds, Iterable):
+    raise TypeError(f"seeds are several numbers: range({seeds}) or [{seeds}]")
   seeds = [int(seed) for seed in seeds]
   with _shown_log():
     how = {"directory": directory, "resume_step": resume_step}

@@ -94,7 +94,9 @@ class TestTrain:
     with pytest.raises(KeyError, match="'reward/right'"):
       run.metrics("reward/rigth")
 
-  def test_functions_of_a_notebook_are_passed(self, trained, monkeypatch):
+  def test_functions_of_a_notebook_are_passed(
+    self, trained, monkeypatch, capsys
+  ):
     folder, space = trained
     monkeypatch.chdir(folder)
     with pytest.raises(Exception, match="notebook.*task=task"):
@@ -103,6 +105,10 @@ class TestTrain:
     words = ["--workdir=runs/a", "--output=exported"]
     assert commands_test.call(monkeypatch, "export", *words) == 0
     run = saw_jax.open_run("runs/a", task=space["task"])
+    capsys.readouterr()
+    run.evaluate(samples=0, examples=1)
+    assert "one example" in (said := capsys.readouterr().out), said
+    assert "nan" not in said
     found = run.evaluate(samples=0)
     assert [one["seed"] for one in found["seeds"]] == [0, 1]
     final = space["run"].result.final[0]["greedy"]["right"]
@@ -195,6 +201,8 @@ class TestConfig:
       saw_jax.config("gdpo", lopo={})
     with pytest.raises(TypeError, match="is no task"):
       saw_jax.train(made, [{"prompt": "a"}])
+    with pytest.raises(TypeError, match="range"):
+      saw_jax.train(made, seeds=3)
 
   def test_a_checkpoint_has_its_own_lengths(self, tmp_path):
     made, bare = (saw_jax.config("grpo", x) for x in (str(tmp_path), ""))

@@ -89,10 +89,9 @@ def evaluate(
       for name, per_example in figures.items():
         found = statistics.summarise(per_example)
         entry[mode][name] = found._asdict()
-        lines.append(
-          f"  {name:<12} {found.mean:7.3f}  [{found.low:.3f}, {found.high:.3f}]"
-          f"  over {len(per_example)} examples"
-        )
+        size, between = len(per_example), f"[{found.low:.3f}, {found.high:.3f}]"
+        said = f"{between}  over {size} examples" if size > 1 else "one example"
+        lines.append(f"  {name:<12} {found.mean:7.3f}  {said}")
       found = _averages(policy, run.evaluation, figures["right"])
       if found:
         entry[f"{mode}_averages"] = found

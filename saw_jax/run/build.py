@@ -211,7 +211,8 @@ def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
   A `CheckpointError` says that there is none.
   """
   if word not in ("last", "best") and not word.isdigit():
-    raise ValueError(f"--checkpoint is last, best or a step, not {word!r}")
+    said = "last, best or a step (start, of saw evaluate)"
+    raise ValueError(f"--checkpoint is {said}, not {word!r}")
   folder = pathlib.Path(workdir) / "checkpoints"
   with contextlib.closing(checkpoint.Checkpointer(folder, reads=True)) as store:
     store.check_step(step := int(word) if word.isdigit() else None)

@@ -41,6 +41,8 @@ def check_task(task: Task, splits: Sequence[str], limit: int) -> list[str]:
     ways["gold answers below the maximum"] = inspection.gold_failures
     if hasattr(task, "damages"):
       ways["damaged answers scored wrongly"] = inspection.damage_failures
+  if hasattr(task, "answer_key"):
+    ways["references without an answer"] = inspection.keyless_failures
   for split in splits:
     examples = task.examples(split)
     chosen = [examples[i] for i in range(min(len(examples), limit))]

@@ -40,6 +40,18 @@ def damage_failures(
   return _failures(task, cases)
 
 
+def keyless_failures(
+  task: Any, examples: Iterable[base.Example]
+) -> list[Failure]:
+  """Finds the examples whose right answer no vote and no label can be."""
+  asked = ((one, task.gold_completion(one)) for one in examples)
+  return [
+    Failure(one.key, "answer_key finds nothing", (), (), gold)
+    for one, gold in asked
+    if task.answer_key(gold, one) is None
+  ]
+
+
 def _failures(
   task: Any, cases: Iterable[tuple[base.Example, Damage]]
 ) -> list[Failure]:

@@ -10,6 +10,7 @@ import pytest
 
 import saw_jax
 from saw_jax import naming
+from saw_jax.run import doctor
 from saw_jax.tasks.answer_task import TEST_KEYS
 from saw_jax.tasks.base import Outcome
 from saw_jax.tasks.rows import rewards
@@ -219,6 +220,10 @@ class TestRewards:
     assert not hasattr(task(), "answer_key")
     assert made.answer_key("xyz", example) == "x"
     assert made.gold_completion(example) == example.reference
+    assert not doctor.check_task(made, ["train"], 5)
+    keyless = task(answer="answer", answer_key=lambda text: None)
+    first, *_ = doctor.check_task(keyless, ["train"], 5)
+    assert "answer_key finds nothing" in first
     label = made.with_label(example, "z")
     assert made.score(label, "z").values == (1.0,)
     assert label.reference == "z"
