@@ -227,8 +227,12 @@ def main() -> None:
   path = RESULTS / "slice.jsonl"
   lines = path.read_text().splitlines() if path.exists() else []
   records = [json.loads(line) for line in lines]
-  # What failed is tried again.
-  records = [record for record in records if "found" in record]
+  # What failed is tried again, if it is asked for.
+  records = [
+    record
+    for record in records
+    if "found" in record or record["environment"] not in given.only
+  ]
   known = {tuple(x[key] for key in KEYS) for x in records}
   commit = run_directory.environment()["commit"]
   for shape, name in itertools.product(given.shapes, given.only):

@@ -52,7 +52,7 @@ def parts_of(config) -> str:
 def groups() -> dict[str, list[list[str]]]:
   """Of each table, its rows by the programs that they share."""
   found = {}
-  for name in TABLES.value or config_lib.names():
+  for name in config_lib.names():
     table, rows = config_lib.module(name), collections.defaultdict(list)
     for row in table.ROWS if "paper" in table.SCALES else ():
       config = table.get_config(f"row={row},scale=paper")
@@ -109,7 +109,7 @@ def main(_) -> None:
     for most in ((1, None) if ROWS.value else (1,))
     for where in SLICES.value
     for name, shared in every.items()
-    for rows in shared[:most]
+    for rows in shared[: most if name in (TABLES.value or every) else 0]
   ]
   for at in wanted:
     before = known.get(at, {"asked": [], "figures": []})
@@ -131,7 +131,7 @@ def main(_) -> None:
     known[at] = one | {"refused": refused, "asked": asked, "figures": kept}
     lines = "".join(json.dumps(x) + "\n" for x in known.values())
     file.write_text(lines, encoding="utf-8")
-    text = "\n".join(page.lines(every, known, SLICES.value))
+    text = "\n".join(page.lines(every, known, SLICES.default))
     (FOLDER / "README.md").write_text(text + "\n", encoding="utf-8")
 
 
