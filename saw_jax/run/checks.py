@@ -71,6 +71,7 @@ def check(
   if seeds is None:
     return
   metrics.check_writers(made.loop.writers)
+  _refuse(_unheard(made))
   if len(set(seeds)) != len(seeds) or min(seeds, default=-1) < 0:
     raise ValueError(f"seeds are 0 or more, and differ, not {list(seeds)}")
   lift = parallel.make_lift(
@@ -87,6 +88,18 @@ def check(
     check_directory(directory)
   if made.rollout.engine:
     engines.check(made, len(seeds))
+
+
+def _unheard(made: Experiment) -> Conflicts:
+  """What is asked of sampling ahead where nothing is sampled ahead."""
+  ahead, names = made.asynchronous, ("lag", "actors", "dynamic_sampling")
+  return {
+    f"asynchronous.{name} is {getattr(ahead, name)}, which does nothing while "
+    "asynchronous.protocol is 'none': say fixed_lag, max_lag or quota": (
+      ahead.protocol == "none" and bool(getattr(ahead, name))
+    )
+    for name in names
+  }
 
 
 def _check_cache(made: Experiment) -> None:

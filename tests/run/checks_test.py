@@ -68,6 +68,9 @@ REFUSED = """
 | loop.num_microbatches=32 does
 {tools} | asynchronous.protocol=max_lag loop.num_minibatches=2 | ValueError \
 | quota
+{tools} | asynchronous.lag=4 | ValueError | lag is 4, which does nothing
+{tools} | asynchronous.actors=1 | ValueError | actors is 1
+{tools} | asynchronous.dynamic_sampling=True | ValueError | 'none'
 {tools} | asynchronous.protocol=max_lag asynchronous.dynamic_sampling=True \
 loop.group_size=1 | ValueError | dynamic_sampling
 {tools} | rollout.max_prompt_tokens=40 rollout.long_prompts=error | ValueError \
