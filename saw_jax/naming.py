@@ -185,8 +185,10 @@ def place_of(found: Any) -> str:
 
 
 def is_lost(place: Any) -> bool:
-  """Whether this is the place of a function that is in no file."""
-  return isinstance(place, str) and place.startswith("__main__:")
+  """Whether this is the place of a function that is in no file here."""
+  where = place.rpartition(":")[0] if isinstance(place, str) else ""
+  is_gone = where.endswith(".py") and not os.path.isfile(where)
+  return where == "__main__" or is_gone
 
 
 def _add_to_path(folder: str) -> None:
