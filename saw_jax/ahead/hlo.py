@@ -261,7 +261,10 @@ class Module:
       one = self.computations[at][name]
       if scope not in one.rest:
         continue
-      if (kind := _kind(one.op)) in COLLECTIVES:
+      kind = _kind(one.op)
+      if at.startswith("all-reduce-scatter"):  # a fusion that keeps a part
+        kind = kind.replace("all-reduce", "reduce-scatter")
+      if kind in COLLECTIVES:
         moved.append(self._moved(at, one, kind, times))
       is_free = one.op in _FREE or "AllocateBuffer" in one.rest
       if not is_free and not one.op.endswith("-done"):

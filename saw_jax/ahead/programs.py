@@ -85,7 +85,9 @@ def _keep(
   mesh, fn, inputs, _, *, takes_axis_name=False, donate=(), rules=parallel.RULES
 ) -> _Kept:
   del takes_axis_name
-  return _Kept(jax.jit(fn, donate_argnums=donate), rules, mesh, inputs)
+  options = parallel.compiler_options(mesh)
+  jitted = jax.jit(fn, donate_argnums=donate, compiler_options=options)
+  return _Kept(jitted, rules, mesh, inputs)
 
 
 class _Weights(sampling.Weights):

@@ -50,6 +50,24 @@ class TestByHand:
     assert [module.touched("main", one) for one in last] == [32, 32]
 
 
+def test_a_sum_of_which_a_part_is_kept_is_sent_as_that():
+  text = """
+%all-reduce-scatter.1 (x: bf16[16,8]) -> bf16[2,8] {
+  %x = bf16[16,8]{1,0} parameter(0)
+  %sum = bf16[16,8]{1,0} all-reduce(%x), replica_groups={{0,1,2,3,4,5,6,7}}
+  %at = s32[] constant(0)
+  ROOT %own = bf16[2,8]{1,0} dynamic-slice(%sum, %at, %at)
+}
+
+ENTRY %main (x: bf16[16,8]) -> bf16[2,8] {
+  %x = bf16[16,8]{1,0} parameter(0)
+  ROOT %y = bf16[2,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+  (one,) = hlo.Module(text, 8).read().moved
+  assert one == ("reduce-scatter", 16 * 8, 7 / 8 * 16 * 8 * 2, 1)
+
+
 def test_a_loop_reads_the_slice_and_not_the_stack():
   def f(stack, x):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]

@@ -1,6 +1,7 @@
 """One device, many, many seeds and micro-batches: the same step."""
 
 import functools
+import types
 
 import chex
 import jax
@@ -191,6 +192,14 @@ class TestMakeLift:
     config = parallel.ParallelConfig(lift=lift)
     with pytest.raises(ValueError, match=words):
       parallel.make_lift(config, helpers.CONFIG, OPTIMIZER, num_seeds=num_seeds)
+
+  @pytest.mark.parametrize("kind", ["cpu", "tpu"])
+  @pytest.mark.parametrize("tensor", [1, 2])
+  def test_a_tpu_gathers_what_is_split_over_fsdp_alone(self, kind, tensor):
+    chips = np.array([types.SimpleNamespace(platform=kind)])
+    mesh = types.SimpleNamespace(devices=chips, shape={"tensor": tensor})
+    found = parallel.compiler_options(mesh)
+    assert (found is not None) == (kind == "tpu" and tensor == 1)
 
   def test_a_mesh_that_does_not_fit_says_how_many_devices_there_are(self):
     with pytest.raises(ValueError, match="there are 4"):
