@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import io
 import operator
 import os
 import pathlib
@@ -18,7 +19,7 @@ import sys
 import types
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 # Modules that were read by the paths of their files, and these.
 FILES: dict[str, str] = {}
@@ -189,6 +190,16 @@ def is_lost(place: Any) -> bool:
   where = place.rpartition(":")[0] if isinstance(place, str) else ""
   is_gone = where.endswith(".py") and not os.path.isfile(where)
   return where == "__main__" or is_gone
+
+
+def content(place: str) -> BinaryIO | None:
+  """Opens a file, or that of a function; of a notebook's function, its code."""
+  where = place.rpartition(":")[0]
+  with contextlib.suppress(OSError, TypeError, ValueError):
+    if where == "__main__":
+      return io.BytesIO(inspect.getsource(load(place)).encode())
+    return open(where if where.endswith(".py") else place, "rb")
+  return None
 
 
 def _add_to_path(folder: str) -> None:

@@ -191,6 +191,9 @@ class TestCompare:
         for seed, score in enumerate(scores)
       ]
       (path / "final.json").write_text(json.dumps(records))
+      document = json.loads((path / "run.json").read_text())
+      document["files"] = {"rows": path.name, "test": "alike"}
+      (path / "run.json").write_text(json.dumps(document))
     found = compare.compare([a, b], ["greedy/right"])
     ((run, control, part, _, value, before, (mean, count, t, *_)),) = found.rows
     assert (run, control, part, count) == ("b", "a", "held out", 2)
@@ -198,7 +201,7 @@ class TestCompare:
     # 12.706 is Student's quantile of one degree of freedom.
     half = 12.7062 * np.std([0.25, 0.5], ddof=1) / math.sqrt(2)
     np.testing.assert_allclose(t, (0.375 - half, 0.375 + half), rtol=1e-4)
-    assert found.notes == ("b - a: loss 'a' -> 'b'.",)
+    assert found.notes == ("b - a: loss 'a' -> 'b'; another content of rows.",)
     assert "+0.375" in repr(found) == str(found)
 
   def test_one_seed_has_no_interval_and_says_so(self, tmp_path, monkeypatch):

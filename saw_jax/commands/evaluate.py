@@ -59,6 +59,7 @@ def evaluate(
   with command_line.checking_input():
     workdir = store.local(directory)
     run, seeds = run_directory.read_config(workdir, config)
+    run_directory.tell_changes(workdir)
     given = {"num_examples": examples, "samples": samples, "split": split}
     for name, value in given.items():
       if value is not None:

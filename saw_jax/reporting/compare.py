@@ -79,7 +79,8 @@ class _Run:
 
   def __init__(self, directory: pathlib.Path, label: str):
     self.label, places = label, [directory]
-    self.config = run_directory.read_run(directory)["config"]
+    document = run_directory.read_run(directory)
+    self.config, self.files = document["config"], document.get("files") or {}
     self.curves = runs.read_curves(places)
     self.evals = runs.read_curves(places, name="evals")  # greedy, on the way
     is_done = (directory / "final.json").exists()
@@ -136,6 +137,11 @@ def _pair(
   changed = run_directory.differences(control.config, run.config)
   changed.pop("seeds", None)
   said = [f"{key} {a!r} -> {b!r}" for key, (a, b) in changed.items()]
+  said += [
+    f"another content of {key}"
+    for key, content in control.files.items()
+    if run.files.get(key, content) != content
+  ]
   notes.append(f"{label}: {'; '.join(said) or 'the same config'}.")
   seeds = _common("seeds", label, [one.curves.seeds for one in both], notes)
   steps = _common("steps", label, [one.curves.steps for one in both], notes)

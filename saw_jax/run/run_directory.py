@@ -49,9 +49,9 @@ def check_run(
 ) -> None:
   """Says whether a run with this config may go on in a directory.
 
-  It may where the run has this config, or is but a start that failed. With the
-  optimizer of the config it may have more steps, too, if its schedule does not
-  depend on their number.
+  It may where the run has this config, or is but a start that failed; functions
+  may have been mended, but files of rows not. With the optimizer of the config
+  it may have more steps, too, if its schedule does not depend on their number.
   """
   if not _has_begun(pathlib.Path(directory)):
     return
@@ -69,23 +69,46 @@ def check_run(
       f"{directory} holds a run with {key} = {old!r}, not {new!r}: choose "
       "another --workdir (--runs of saw table), or the same config"
     )
-  now = file_digests(config)
-  for key, old in (document.get("files") or {}).items():
-    if now.get(key) != old:
+  given = _given(config)
+  for key in changes(document, config):
+    if os.path.isfile(given[key]):  # and is no function
       raise RunError(
         f"{directory} holds a run on another content of {key}: give it the "
         "file as it was, or choose another --workdir"
       )
 
 
-def file_digests(config: Mapping[str, Any]) -> dict[str, str]:
-  """A hash of each file that the options of a task name, by the option."""
-  options, found = config.get("task", {}).get("options", {}), {}
-  for key, value in flatten(options).items():
-    if isinstance(value, str) and os.path.isfile(value):
-      with open(value, "rb") as file:
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What the options of a task say, and those of the algorithm."""
+  options = config.get("task", {}).get("options", {})
+  return flatten({**config.get("algorithm", {}), **options})
+
+
+def digests(config: Mapping[str, Any]) -> dict[str, str]:
+  """A hash of each file that a config names, and of its functions' code."""
+  found = {}
+  for key, value in _given(config).items():
+    if isinstance(value, str) and (content := naming.content(value)):
+      with content as file:
         found[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
   return found
+
+
+def changes(document: Mapping, config: Mapping[str, Any]) -> list[str]:
+  """The files and functions that are not what they were as a run began."""
+  now, before = digests(config), document.get("files") or {}
+  return [key for key, old in before.items() if now.get(key, old) != old]
+
+
+def tell_changes(directory: str | os.PathLike) -> None:
+  """Warns of them, as the steps so far are not theirs."""
+  document = read_run(directory)
+  for key in changes(document, document["config"]):
+    LOG.warning(
+      "%s: the file or code of %s has changed since this run began; its steps "
+      "so far are of the old one (another directory begins anew)",
+      *(directory, key),
+    )
 
 
 def differences(
@@ -137,6 +160,7 @@ def open_run(
   path = pathlib.Path(directory) / "run.json"
   config = json.loads(metrics.to_json(config))
   if _has_begun(path.parent):
+    tell_changes(directory)
     document = read_run(directory)
     again = {"at": _now(), "commit": commit(), "code": code()}
     for old, _ in differences(document["config"], config).values():
@@ -152,7 +176,7 @@ def open_run(
       **environment(),
       "start": start,
       "panel": panel,
-      "files": file_digests(config),
+      "files": digests(config),
       "started": _now(),
     }
     _set_labels_aside(path, config)

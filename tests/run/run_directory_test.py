@@ -86,6 +86,37 @@ def test_a_run_goes_on_with_the_files_that_it_began_with(tmp_path):
   run_directory.open_run(tmp_path / "run", config)
 
 
+def one(completion, row):
+  return 1.0
+
+
+def other(completion, row):
+  return 0.0
+
+
+def test_functions_that_have_changed_are_told(tmp_path, monkeypatch, caplog):
+  main, file = sys.modules["__main__"], tmp_path / "rewards.py"
+  file.write_text("right = str")
+  monkeypatch.setattr(main, "one", one, raising=False)
+  rewards = {"mine": "__main__:one", "right": f"{file}:right"}
+  config = changed("task.options", {"rewards": rewards})
+  config["algorithm"] = {"loss": "__main__:lost", "aggregate": "token_mean"}
+  run = run_directory.open_run(tmp_path / "run", config)
+  assert [*run["files"]] == ["rewards.mine", "rewards.right"]
+  (tmp_path / "run" / "checkpoints" / "2").mkdir(parents=True)
+  run_directory.open_run(tmp_path / "run", config)
+  assert not caplog.messages
+  file.write_text("right = int")
+  monkeypatch.setattr(main, "one", other)
+  run_directory.open_run(tmp_path / "run", config)
+  for name, said in zip(rewards, caplog.messages, strict=True):
+    assert f"rewards.{name} has changed" in said
+  # Of what is in none, as in another notebook, nobody knows.
+  file.unlink()
+  monkeypatch.delattr(main, "one")
+  assert run_directory.changes(run, config) == []
+
+
 def test_what_is_no_run_says_so(tmp_path):
   with pytest.raises(run_directory.RunError, match=r"no run\.json"):
     run_directory.read_run(tmp_path)
