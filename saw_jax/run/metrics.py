@@ -68,9 +68,12 @@ class FileWriter:
     for row in read_lines(self._lines.path):
       self._columns |= dict.fromkeys(row)
       count += 1
-    if count < (had := _rows_before(path, first_step)):
-      what = "%s is damaged: of %d rows before step %d it has %d"
-      LOG.warning(what, self._lines.path, had, first_step, count)
+    if count < (had := sum(1 for _ in _rows_before(path, first_step))):
+      LOG.warning(
+        "%s is damaged: of %d rows before step %d it has %d; %s has the others",
+        *(self._lines.path, had, first_step, count, path.name),
+      )
+      self._take_back(first_step)
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
@@ -83,6 +86,21 @@ class FileWriter:
     with self._csv.open("a", newline="") as file:
       csv.DictWriter(file, self._columns).writerow(row)
 
+  def _take_back(self, first_step: int) -> None:
+    """Puts rows that only the CSV has among the lines."""
+    found, no_row = {}, (ValueError, TypeError, KeyError, AttributeError)
+    for cells in _rows_before(self._csv, first_step):
+      with contextlib.suppress(*no_row):
+        place = int(cells["step"]), int(cells["seed"])
+        given = {k: x.replace("nan", "null") for k, x in cells.items()}
+        found[place] = {k: from_json(x) for k, x in given.items() if x}
+    for row in read_lines(self._lines.path):
+      found[row["step"], row["seed"]] = row
+    for row in found.values():
+      self._columns |= dict.fromkeys(row)
+    rows = (found[place] for place in sorted(found))
+    write_text(self._lines.path, "".join(map(_line, rows)))
+
   def _rewrite_csv(self) -> None:
     text = io.StringIO(newline="")
     if self._columns:
@@ -92,12 +110,16 @@ class FileWriter:
     write_text(self._csv, text.getvalue())
 
 
-def _rows_before(path: pathlib.Path, step: int) -> int:
-  """How many rows of earlier steps a CSV has, which may itself be damaged."""
-  with contextlib.suppress(OSError), path.open(errors="replace") as file:
-    steps = (line.partition(",")[0] for line in file)
-    return sum(first.isdecimal() and int(first) < step for first in steps)
-  return 0
+def _rows_before(path: pathlib.Path, step: int) -> Iterator[dict[str, str]]:
+  """Yields rows of earlier steps of a CSV, which may itself be damaged."""
+  with (
+    contextlib.suppress(OSError, csv.Error),
+    path.open(errors="replace", newline="") as file,
+  ):
+    for row in csv.DictReader(file):
+      first = row.get("step") or ""
+      if first.isdecimal() and int(first) < step:
+        yield row
 
 
 class TensorBoard:

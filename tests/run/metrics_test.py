@@ -58,29 +58,42 @@ class TestFileWriter:
     + [b'{"step": null, "seed": 0}', b'{"step": 1e999, "seed": 0}']
     + [b'{"step": true, "seed": 0}', b'{"step": 1, "seed": 0.5}'],
   )
-  def test_a_damaged_line_is_named_and_left_out(self, tmp_path, caplog, damage):
+  def test_a_damaged_line_is_named_and_taken_back(
+    self, tmp_path, caplog, damage
+  ):
     whole = write(tmp_path, [(step, 0, {"x": step}) for step in range(4)])
     path = tmp_path / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n")
     # Of the last line, which a kill may have cut, nothing is said.
     path.write_bytes(b"\n".join([lines[0], damage, *lines[2:4], lines[0][:9]]))
-    assert write(tmp_path, [], first_step=4) == [whole[0], *whole[2:]]
+    table = tmp_path / "metrics.csv"
+    assert write(tmp_path, [], first_step=4) == whole
     said, counted = caplog.messages
     assert f"{path}, line 2, is damaged" in said
-    assert "of 4 rows before step 4 it has 3" in counted
+    assert "of 4 rows before step 4 it has 3; metrics.csv" in counted
+    assert path.read_bytes().split(b"\n") == lines
     path.unlink()
-    assert write(tmp_path, [], first_step=4) == []
+    assert write(tmp_path, [], first_step=4) == whole
     assert f"{path} is gone" in caplog.messages[-2]
+    # Of the table one row is cut, and one is none.
+    cut = table.read_bytes().replace(b"\n1,0,1", b"\n1")
+    table.write_bytes(cut.replace(b"2,0,2", b"2,?,2"))
+    path.unlink()
+    assert write(tmp_path, [], first_step=4) == [whole[0], whole[3]]
 
   @pytest.mark.parametrize("left", [0, 2])
-  def test_lost_rows_are_counted(self, tmp_path, caplog, left):
-    whole = write(tmp_path, [(step, 0, {"x": step}) for step in range(4)])
+  def test_lost_rows_are_taken_from_the_table(self, tmp_path, caplog, left):
+    whole = write(
+      tmp_path,
+      [(step, 0, {"x": math.nan, "y": 0.1 + step}) for step in range(4)],
+    )
     path = tmp_path / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:left]))
-    assert write(tmp_path, [], first_step=3) == whole[:left]
+    assert write(tmp_path, [], first_step=3) == whole[:3]
+    assert path.read_bytes() == b"".join(lines[:3])
     (said,) = caplog.messages
-    assert said == f"{path} is damaged: of 3 rows before step 3 it has {left}"
+    assert f"{path} is damaged: of 3 rows before step 3 it has {left};" in said
 
   def test_it_holds_no_rows(self, tmp_path):
     page = run_page.RunPage(tmp_path, 3000)
