@@ -263,6 +263,16 @@ def test_a_name_a_path_and_a_file_of_ones_own_are_loaded(tmp_path):
   assert mine.loop.num_steps == 3 and mine.algorithm.advantage == "grpo"
 
 
+@pytest.mark.parametrize("argument", ["", ":row=grpo"])
+def test_what_a_config_of_ones_own_raises_names_its_file(tmp_path, argument):
+  path = tmp_path / "mine.py"
+  path.write_text("def get_config(): return 1 / 0")
+  with pytest.raises(ValueError, match=f"{path}: get_config: ") as raised:
+    load(f"{path}{argument}")
+  error = TypeError if argument else ZeroDivisionError
+  assert isinstance(raised.value.__cause__, error)
+
+
 @pytest.mark.parametrize(
   ("name", "error", "word"),
   [

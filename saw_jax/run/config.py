@@ -314,16 +314,25 @@ def load(name: str) -> ml_collections.ConfigDict:
   """Loads `saw/tool_calling:arguments`, or a file with `get_config`."""
   place, _, argument = name.partition(":")
   path, folder = pathlib.Path(place).resolve(), FOLDER.resolve()
+  is_own = path.suffix == ".py" and not path.is_relative_to(folder)
   if path.suffix != ".py":
     found = vars(module(place))
   elif not path.is_file():
     raise FileNotFoundError(f"there is no config file {place!r}; see --help")
-  elif path.is_relative_to(folder):
+  elif is_own:
+    found = vars(naming.load_file(place))  # with functions that are found again
+  else:
     inside = path.relative_to(folder).with_suffix("")
     found = vars(module(inside.as_posix()))
-  else:
-    found = vars(naming.load_file(place))  # with functions that are found again
-  made = found.get("get_config", lambda _: None)(argument)
+  make = found.get("get_config", lambda: None)
+  try:
+    takes = argument or naming.arguments(make)
+    made = make(argument) if takes else make()
+  except Exception as error:
+    if not is_own:
+      raise
+    said = f"{place}: get_config: {type(error).__name__}: {error}"
+    raise ValueError(said) from error
   if not isinstance(made, ml_collections.ConfigDict):
     raise TypeError(f"{place} has no function get_config that gives a config")
   return made
