@@ -15,6 +15,7 @@ Nothing here imports JAX before it is needed.
 import contextlib
 import dataclasses
 import logging
+import operator
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -154,7 +155,7 @@ def train(
   directory = store.local(directory, writes=True)
   if not isinstance(seeds, Iterable):
     raise TypeError(f"seeds are several numbers: range({seeds}) or [{seeds}]")
-  seeds = [int(seed) for seed in seeds]
+  seeds = [operator.index(seed) for seed in seeds]
   with _shown_log():
     how = {"directory": directory, "resume_step": resume_step}
     made = build.build(config, seeds, task=task, **how)

@@ -204,6 +204,8 @@ class TestConfig:
       saw_jax.train(made, [{"prompt": "a"}])
     with pytest.raises(TypeError, match="range"):
       saw_jax.train(made, seeds=3)
+    with pytest.raises(TypeError, match="integer"):
+      saw_jax.train(made, seeds=[0.5])
 
   def test_a_checkpoint_has_its_own_lengths(self, tmp_path):
     made, bare = (saw_jax.config("grpo", x) for x in (str(tmp_path), ""))

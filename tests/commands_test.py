@@ -248,6 +248,7 @@ class TestCompare:
       ({"task": "math"}, None, "'math'"),
       ({"seeds": (7, 8)}, None, "no seeds in common"),
       ({}, ["greedy/rigth"], "'greedy/right'"),
+      ({}, "greedy/rigth", "'greedy/right'"),
     ],
   )
   def test_what_cannot_be_compared(self, tmp_path, change, metrics, word):

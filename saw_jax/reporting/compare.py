@@ -161,6 +161,7 @@ def _pair(
 def _chosen(keys: list[_Key], metrics: Sequence[str] | None) -> list[_Key]:
   if metrics is None:
     return [k for k in keys if k[0] == HELD_OUT or k[1].startswith(_SHOWN)]
+  metrics = [metrics] if isinstance(metrics, str) else metrics
   named = {key[1]: key for key in keys}
   return [naming.lookup(named, m, "metric of both runs") for m in metrics]
 

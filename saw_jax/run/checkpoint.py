@@ -295,7 +295,8 @@ def _checksum(xp: Any, leaf: Array) -> Array:
 def _is_news(record: logging.LogRecord) -> bool:
   text = record.getMessage()
   is_leftover = "exception was never retrieved" in text and "orbax" in text
-  return not (is_leftover or "read only" in text or "read_only" in text)
+  known = ("read only", "read_only", "did not provide metrics")
+  return not (is_leftover or any(words in text for words in known))
 
 
 @functools.cache

@@ -209,7 +209,8 @@ def at_step(given: Any, step: Array | None, what: str) -> Any:
     return given
   if step is None:
     raise ValueError(f"{what} is a function of the step, which is unknown here")
-  return given(step)
+  reductions.check_shapes(found := given(step), (), given)
+  return found
 
 
 def policy(loss: Callable[..., Ratio], *, ratio_to: str = "old") -> Term:

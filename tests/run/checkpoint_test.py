@@ -55,8 +55,9 @@ def store(tmp_path):
   store.close()
 
 
-def test_what_comes_back_is_bitwise_what_was_saved(store, tmp_path):
+def test_what_comes_back_is_bitwise_what_was_saved(store, tmp_path, caplog):
   save(store, 3)
+  assert not caplog.messages  # A score that there is not is no news.
   step, found, host, arrays = store.restore(state())
   assert (step, host, arrays) == (3, {"step": 3}, {})
   chex.assert_trees_all_equal(found, state(3))

@@ -141,7 +141,7 @@ def test_every_number_with_a_least_is_there():
 
 @pytest.mark.parametrize(
   ("seeds", "lift", "word"),
-  [(seeds, "seeded", "differ") for seeds in ([], [1, 1], [-1])]
+  [(seeds, "seeded", "differ") for seeds in ([], [1, 1], [-1], [2**32])]
   + [([0, 1], "meshed", "one seed"), ([0], "mesh", "unknown lift")],
 )
 def test_seeds_and_lifts_are_looked_at(seeds, lift, word):

@@ -137,6 +137,11 @@ class TestMakeObjective:
     np.testing.assert_array_equal(thrice.denominator, once.denominator)
     np.testing.assert_array_equal(once.denominator, batch.completion_mask.sum())
 
+  @pytest.mark.parametrize("given", [lambda step: None, lambda step: [step, 1]])
+  def test_a_coefficient_is_one_number(self, given):
+    with pytest.raises(ValueError, match="<lambda> gave shapes"):
+      objective.at_step(given, 3, "a coefficient")
+
 
 class TestPolicy:
   @pytest.mark.parametrize(
