@@ -342,6 +342,9 @@ def make_method(
   carries = weights is not None and "persistent" in naming.arguments(weights)
   options = config.aggregate_options
   aggregate = resolve(config.aggregate, options, AGGREGATES, "aggregate")
+  if needed := naming.needed(aggregate):
+    said = f"aggregate {naming.name_of(aggregate)!r} needs aggregate_options"
+    raise TypeError(f"{said}: {', '.join(needed)}")
   options = dict(config.loss_options)
   if "aggregate" in options:
     raise TypeError("the aggregate is a field of its own, not a loss_option")

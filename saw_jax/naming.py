@@ -226,6 +226,11 @@ def options(fn: Callable) -> dict[str, Any]:
   return _defaults(fn, inspect.Parameter.KEYWORD_ONLY)
 
 
+def needed(fn: Callable) -> list[str]:
+  """Those of them that have no default."""
+  return [k for k, x in options(fn).items() if x is inspect.Parameter.empty]
+
+
 def supply(fn: Callable, *given: Any, **values: Any) -> Any:
   """Calls a function with those of the values that its arguments name.
 

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from saw_jax import algorithms, naming
@@ -19,7 +20,7 @@ from saw_jax.run.policy import actor_lift, learner_devices
 from saw_jax.run.rollouts import Encoder
 from saw_jax.run.sections import Experiment, RunConfig
 from saw_jax.tasks import base
-from saw_jax.training import parallel
+from saw_jax.training import estimation, parallel
 
 LOG = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ def check(
   check_rows(made, lift.num_shards)
   if made.asynchronous.actor_devices:
     _check_actors(made, len(seeds))
+  if not made.method.per_step:
+    _check_estimate(made)
   if made.loop.group_size == 1 and run is not None:
     _check_group_of_one(made)
   if directory is not None:
@@ -333,6 +336,23 @@ def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
       rows // parts % num_shards > 0
     ),
   }
+
+
+def _check_estimate(made: Experiment) -> None:
+  """Traces what weighs rewards and estimates, which may be somebody's own."""
+  method, loop = made.method, made.loop
+  shape = (loop.prompts_per_step, loop.group_size, len(made.task.components))
+  rewards, before = jnp.zeros(shape), jnp.zeros(shape[2:])
+  try:
+    jax.eval_shape(
+      estimation.make_estimate(method.advantage, method.weights, minima=before),
+      *(rewards, rewards == 0, rewards[..., 0]),
+      rewards[..., 0] if method.kl_in_reward else None,
+      *(before, jnp.int32(0)),
+    )
+  except Exception as error:
+    said = str(error).partition("\n")[0]
+    raise ValueError(f"algorithm.weights or .advantage: {said}") from error
 
 
 def _check_group_of_one(made: Experiment) -> None:

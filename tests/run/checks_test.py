@@ -77,6 +77,11 @@ loop.group_size=1 | ValueError | dynamic_sampling
 | tokens
 {tools} | labels.method=self_verification | ValueError | verification
 {tools} | labels.method=random labels.total=0.5 | ValueError | pay
+{tools} | algorithm.weights=dual | ValueError | 'targets'
+{tools} | algorithm.weights=static algorithm.weights_options.values=(1,1,1) \
+| ValueError | float32[2]
+{tools} | algorithm.aggregate=sequence_mean_token_sum_const | TypeError \
+| aggregate_options: length
 {worlds} | episodes.rows_per_call=0 | ValueError | rows_per_call
 {worlds} | episodes.rows_per_call=6 parallel.lift=pmapped | ValueError \
 | rows_per_call
@@ -137,6 +142,16 @@ def test_every_number_with_a_least_is_there():
     for key in keys.split():
       section, _, name = key.partition(".")
       assert getattr(getattr(run, section), name) >= least, key
+
+
+def test_an_advantage_of_ones_own_is_traced():
+  def flat(rewards, weights):
+    return (rewards @ weights).reshape(-1)
+
+  made = helpers.experiment(algorithm=algorithms.AlgorithmConfig(flat))
+  checks.check(made)
+  with pytest.raises(ValueError, match=r"flat gave shapes \(16,\)"):
+    checks.check(made, None, [0])
 
 
 @pytest.mark.parametrize(
