@@ -231,8 +231,7 @@ class Run:
     With `held_out`, of the greedy evaluations during the run. A `KeyError` has
     the nearest name.
     """
-    curves = self._curves(held_out)
-    return naming.lookup(curves.values, name, "metric")
+    return naming.lookup(self._curves(held_out).values, name, "metric")
 
   def plot(
     self, *metrics: str, path: str | os.PathLike | None = None, window: int = 1

@@ -153,8 +153,7 @@ def load_file(path: str, name: str = "") -> types.ModuleType:
     if previous is not None:
       sys.modules[name] = previous
     if isinstance(error, Exception):  # whose words alone say no place
-      said = f"{file}: {type(error).__name__}: {error}"
-      raise ImportError(said) from error
+      raise ImportError(f"{file}: {type(error).__name__}: {error}") from error
     raise
   finally:
     _reading.pop()

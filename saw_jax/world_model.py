@@ -129,14 +129,12 @@ def absolute_error(log_probs: Array) -> Array:
 
 def clipped_absolute_error(log_probs: Array, *, rho: float = 0.2) -> Array:
   """The absolute error where p ≤ ρ, of tokens not learned yet (7)."""
-  error = absolute_error(log_probs)
-  return jnp.where(is_hard(log_probs, rho), error, 0.0)
+  return jnp.where(is_hard(log_probs, rho), absolute_error(log_probs), 0.0)
 
 
 def reversed_absolute_error(log_probs: Array, *, rho: float = 0.2) -> Array:
   """The absolute error above ρ, as one sentence of the paper may be read."""
-  error = absolute_error(log_probs)
-  return jnp.where(is_hard(log_probs, rho), 0.0, error)
+  return jnp.where(is_hard(log_probs, rho), 0.0, absolute_error(log_probs))
 
 
 def hinge(log_probs: Array, *, rho: float = 0.2) -> Array:

@@ -94,8 +94,7 @@ class Compiler:
     said = "XLA's partitioner on virtual CPU devices, which overstates"
     if self.topology.compiles:
       said = f"libtpu {metadata.version('libtpu')}"
-    mesh = self._outline(made).mesh
-    return {"mesh": dict(mesh.shape), "compiler": said}
+    return {"mesh": dict(self._outline(made).mesh.shape), "compiler": said}
 
   def names(self, made: Experiment) -> list[str]:
     """The programs that a step has, in its order."""

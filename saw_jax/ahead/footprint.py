@@ -118,8 +118,7 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   def split(tree: PyTree, names: PyTree) -> int:
     places = parallel.shardings(mesh, tree, names)
     parts = jax.tree.map(lambda x, at: at.shard_shape(x.shape), tree, places)
-    arrays = jax.tree.map(lambda x, s: x.update(shape=s), tree, parts)
-    return _bytes(arrays)
+    return _bytes(jax.tree.map(lambda x, s: x.update(shape=s), tree, parts))
 
   shapes = updated = decoder.param_shapes(model)
   parameters = trained = split(shapes, decoder.logical_axes(model))

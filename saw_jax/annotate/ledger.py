@@ -497,9 +497,8 @@ class LabelLedger:
     )
 
 
-def _label(purchase: Purchase) -> Label | None:
-  text = purchase.label
-  return None if text is None else Label(text, purchase.who)
+def _label(p: Purchase) -> Label | None:
+  return None if p.label is None else Label(p.label, p.who)
 
 
 def _spent(purchases: Iterable[Purchase]) -> dict[int, float]:

@@ -23,15 +23,6 @@ from absl import flags
 from saw_jax.run import command_line
 
 
-def _averages(policy, options, right) -> dict[str, float]:
-  """What a benchmark averages in a way of its own, such as by category."""
-  task = policy.made.task
-  if not hasattr(task, "averages"):
-    return {}
-  examples = policy.encoder.keep(task.examples(options.split))[: len(right)]
-  return task.averages(examples, right)
-
-
 def main() -> int:
   given = flags.FLAGS
   names = ("checkpoint", "examples", "samples", "split", "engine")
@@ -93,10 +84,13 @@ def evaluate(
         size, between = len(per_example), f"[{found.low:.3f}, {found.high:.3f}]"
         said = f"{between}  over {size} examples" if size > 1 else "one example"
         lines.append(f"  {name:<12} {found.mean:7.3f}  {said}")
-      found = _averages(policy, run.evaluation, figures["right"])
-      if found:
-        entry[f"{mode}_averages"] = found
-      lines += [f"  {name:<28} {x:7.3f}" for name, x in found.items()]
+      # A benchmark may average in a way of its own, such as by category.
+      if hasattr(experiment.task, "averages"):
+        asked = experiment.task.examples(run.evaluation.split)
+        asked = policy.encoder.keep(asked)[: len(figures["right"])]
+        if found := experiment.task.averages(asked, figures["right"]):
+          entry[f"{mode}_averages"] = found
+        lines += [f"  {name:<28} {x:7.3f}" for name, x in found.items()]
     document["seeds"].append(entry)
   name = "evaluation_start" if is_start else "evaluation"
   name += "" if split is None else f"_{split}"

@@ -214,8 +214,7 @@ def model_class() -> type:
       self._name = f"saw_jax({workdir}, {others})"
       self._sampling_seed = sampling_seed
       self.reader = open_reader(workdir, **others)
-      most = self.reader.max_length // 2
-      self._max_gen_toks = max_gen_toks or min(most, 256)
+      self._max_gen_toks = max_gen_toks or min(self.reader.max_length // 2, 256)
 
     @property
     def eot_token_id(self) -> int:

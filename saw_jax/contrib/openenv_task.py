@@ -56,8 +56,6 @@ class _Local:
 
 
 class _Served:
-  """A session on a server."""
-
   def __init__(self, config: OpenEnvConfig):
     from openenv.core.generic_client import GenericEnvClient
 

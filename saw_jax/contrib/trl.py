@@ -53,8 +53,7 @@ def to_jax(tensor: "torch.Tensor") -> jax.Array:
 
 def to_torch(array: jax.Array, like: "torch.Tensor") -> "torch.Tensor":
   """Shows an array to torch, on the device and in the float type of `like`."""
-  torch = _torch()
-  return torch.from_dlpack(array).to(device=like.device, dtype=like.dtype)
+  return _torch().from_dlpack(array).to(device=like.device, dtype=like.dtype)
 
 
 def torch_loss(hosted: hosted_lib.Hosted) -> Callable[..., tuple]:

@@ -155,9 +155,8 @@ def learner_class(hosted: hosted_lib.Hosted) -> type:
       self, training_input, mode=cluster_lib.Mode.TRAIN
     ):
       example = super()._generate_and_compute_advantage(training_input, mode)
-      rewards = self._seen.rewards
       advantages, statistics = hosted.estimate(
-        rewards,
+        self._seen.rewards,
         group_size=self.algo_config.num_generations,
         lengths=np.asarray(example.completion_mask).sum(-1),
       )
@@ -168,7 +167,7 @@ def learner_class(hosted: hosted_lib.Hosted) -> type:
         metrics = metric_fn(
           completions=self._seen.completions,
           advantages=advantages,
-          rewards=rewards,
+          rewards=self._seen.rewards,
           **training_input,
         )
         self.rl_cluster.buffer_metrics(metrics, mode=mode)

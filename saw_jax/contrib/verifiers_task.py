@@ -90,9 +90,16 @@ class AnswerTask:
   def examples(self, split: str) -> Sequence[base.Example]:
     base.check_split(split, ("train", "test"))
     rows, key = self._rows[split], answer_task.TEST_KEYS * (split == "test")
-    return answer_task.LazyExamples(
-      lambda i: _make_example(key + i, rows[i]), len(rows)
-    )
+
+    def make(index: int) -> base.Example:
+      told = verifiers_talk.new_trace(rows[index]).nodes
+      asked = tuple(
+        {"role": one.role, "content": verifiers_talk.text_of(one)}
+        for one in (node.message for node in told)
+      )
+      return base.Example(key + index, asked, "", {"row": rows[index]})
+
+    return answer_task.LazyExamples(make, len(rows))
 
   def score(self, example: base.Example, completion: str) -> base.Score:
     return self.score_many([(example, completion)])[0]
@@ -199,12 +206,3 @@ def _refuse(env: Any, row: Any) -> None:
         f"{env.config.env_id} needs {what}, and is played here without: see "
         "docs/environments.md"
       )
-
-
-def _make_example(key: int, row: Any) -> base.Example:
-  messages = [node.message for node in verifiers_talk.new_trace(row).nodes]
-  asked = tuple(
-    {"role": one.role, "content": verifiers_talk.text_of(one)}
-    for one in messages
-  )
-  return base.Example(key, asked, "", {"row": row})

@@ -62,8 +62,7 @@ class BatchNorm(nn.Module):
       chex.assert_shape(where, shape)
       rows = jnp.broadcast_to(where.reshape(-1, 1), x.shape)
       mean = reductions.all_mean(x, axis=0, where=rows)
-      squares = jnp.square(x - mean[None])
-      var = reductions.all_mean(squares, axis=0, where=rows)
+      var = reductions.all_mean(jnp.square(x - mean[None]), axis=0, where=rows)
       count = jnp.sum(where)
       sample_var = var * count / jnp.maximum(count - 1, 1)
       for running, new in ((running_mean, mean), (running_var, sample_var)):
@@ -153,8 +152,7 @@ class CountProbe(_Probe):
     u, r, _ = self.encode(features, responses, where)
     count = jnp.maximum(jnp.sum(outside, axis=1), 1)
     mean = jnp.sum(jnp.where(outside, r, 0), axis=1) / count
-    classes = features.possible.shape[-1]
-    return self.head("count_head", classes, u, mean, where)
+    return self.head("count_head", features.possible.shape[-1], u, mean, where)
 
 
 def class_weights(

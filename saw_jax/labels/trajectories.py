@@ -86,8 +86,7 @@ def trusted_prompts(
   known = np.array([curve[:size] for curve in references.values()])
   scores = curve_scores(known, np.array([curves[x][:size] for x in asked]))
   how = dict(top=settings.top, threshold=settings.threshold)
-  chosen = np.flatnonzero(trusted(scores, **how))
-  return {asked[place] for place in chosen}
+  return {asked[place] for place in np.flatnonzero(trusted(scores, **how))}
 
 
 def _standardised(x: Array) -> Array:

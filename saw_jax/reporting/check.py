@@ -67,8 +67,7 @@ def rerun(
       again = runs.read_finals([directory])
     else:
       again = runs.averaged(runs.read_curves([directory]), every)
-  start = int(entry["start"])
-  chosen = {Seed(start, number) for number in numbers}
+  chosen = {Seed(int(entry["start"]), number) for number in numbers}
   before, now = (_flat(found, chosen, most) for found in (kept, again))
   differ = [
     f"{name}: {value!r} there, {now.get(name)!r} here"

@@ -75,8 +75,6 @@ class Comparison:
 
 
 class _Run:
-  """What a run directory holds."""
-
   def __init__(self, directory: pathlib.Path, label: str):
     self.label, places = label, [directory]
     document = run_directory.read_run(directory)

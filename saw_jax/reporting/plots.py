@@ -164,8 +164,7 @@ def sweep(
     for x, one in zip(at, found, strict=True):
       sizes.setdefault(one.size)
       if one.count > 1:
-        ends = one.low, one.high
-        ax.vlines(x, *ends, color=style["color"], linewidth=1.0)
+        ax.vlines(x, one.low, one.high, color=style["color"], linewidth=1.0)
   ax.set_xticks(range(len(places)), [f"{place:g}" for place in places])
   ax.set(xlabel=swept, ylabel=quantity)
   ax.set_ylim(bottom=0.0)
@@ -303,10 +302,6 @@ def _finish(
   else:
     figure.suptitle(title, **look)
   figure.supxlabel(caption, fontsize="small", color=_GREY)
-  return _save(figure, path)
-
-
-def _save(figure: "Figure", path: _Path) -> "Figure":
   one = isinstance(path, str | os.PathLike)
   for file in [path] if one else path or ():
     ending = pathlib.Path(file).suffix.removeprefix(".").lower()

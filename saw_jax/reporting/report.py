@@ -6,7 +6,7 @@ import functools
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,15 @@ def write(
   ]
   commits = sorted({c for d in documents for c in run_directory.commits(d)})
   own = found.cells(statistics.summarise)
-  printed = published_cells(table, found.rows, scale)
+  # The papers' cells by row and heading, of the rows that were run.
+  printed = {
+    row: {
+      f"{fields['metric']}, {fields['benchmark']}": tables.find(fields)
+      for fields in cells
+    }
+    for row, cells in table.cells(scale).items()
+    if row in found.rows
+  }
   text = tables.to_csv(found.label, own, printed)
   (folder / "table.csv").write_text(text, encoding="utf-8")
   finals = {run: _with_ends(found, run) for run in found.finals}
@@ -192,17 +200,3 @@ def replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
     files = pathlib.Path(folder).iterdir()
     for file in sorted(files, key=lambda file: file.name == "table.md"):
       shutil.move(file, out / file.name)
-
-
-def published_cells(
-  table: Table, rows: Iterable[str], scale: str
-) -> dict[str, dict[str, tables.PublishedCell]]:
-  """The papers' cells by row and heading, of the rows that were run."""
-  return {
-    row: {
-      f"{fields['metric']}, {fields['benchmark']}": tables.find(fields)
-      for fields in cells
-    }
-    for row, cells in table.cells(scale).items()
-    if row in set(rows)
-  }

@@ -291,7 +291,6 @@ def _last_words(log: pathlib.Path) -> str:
 
 
 def _steps(row: Row) -> int:
-  """How many steps a row that runs has logged."""
   path = row.runs.next / "metrics.jsonl"
   text = path.read_bytes() if path.exists() else b""
   return len(text.splitlines()) // len(row.runs.missing)

@@ -255,16 +255,15 @@ def before_and_after(found: Found) -> list[str]:
     cells = {"reward": component, "before": before, "after": after}
     rows.append({"row": label, **cells})
 
-  components = found.table.components
   for run, (paths, seeds, *_) in found.directories.items():
     evals = found.evals[run]
-    for name in components if evals.steps[0] == 0 else ():
+    for name in found.table.components if evals.steps[0] == 0 else ():
       ends = map(evals.by_seed, evals.values[name].T[[0, -1]])
       add(run, name, *map(statistics.summarise, ends))
     for before, after in (pair for path in paths for pair in _scored(path)):
       if not seeds or before["seed"] in seeds:
         label = f"{run}, seed {before['seed']}, over examples"
-        for name in components:
+        for name in found.table.components:
           ends = (entry["greedy"][name] for entry in (before, after))
           add(label, name, *(Summary(**end) for end in ends))
   return _lay_out(
@@ -359,7 +358,6 @@ def _first_and_last(found: Found) -> list[str]:
 
 
 def _seconds(found: Found) -> list[str]:
-  """Seconds of the parts of a step."""
   rows = []
   for run, curves in found.curves.items():
     cells = {"row": run}

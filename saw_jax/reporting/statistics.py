@@ -98,8 +98,7 @@ def summarise(values: Sample) -> Summary:
   sample = _sample([*values.values()] if is_named else values)
   std = float(np.std(sample, ddof=1)) if sample.size > 1 else np.nan
   starts = len({*map(_start, values)}) if is_named else 1
-  ends = t_interval(values)
-  return Summary(float(mean), std, *ends, sample.size, starts)
+  return Summary(float(mean), std, *t_interval(values), sample.size, starts)
 
 
 def t_interval(values: Sample) -> Interval:

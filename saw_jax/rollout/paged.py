@@ -214,9 +214,8 @@ class Paged(Sampler):
       asked = slot, prompt, length // p, length % p
       book, copied = pages.begin(loop.book, *asked)
       own = Slots(row, loop.tokens_BT[row, 0], 1, True)
-      put = lambda x, new: x.at[slot].set(new)  # noqa: E731
       return loop.replace(
-        slots=jax.tree.map(put, loop.slots, own),
+        slots=jax.tree.map(lambda x, new: x.at[slot].set(new), loop.slots, own),
         cache=paged_lib.copy_page(loop.cache, *copied),
         book=book,
         state_B=loop.state_B.at[row].set(LIVE),

@@ -81,8 +81,7 @@ def reach(book: Book, sizes_N: Array) -> Book:
   order_M = jnp.arange(book.table_NM.shape[1])[None]
   is_new_NM = (order_M >= book.held_N[:, None]) & (order_M < sizes_N[:, None])
   book, pages_NM = take(book, is_new_NM)
-  table_NM = jnp.where(is_new_NM, pages_NM, book.table_NM)
-  return book.replace(table_NM=table_NM)
+  return book.replace(table_NM=jnp.where(is_new_NM, pages_NM, book.table_NM))
 
 
 def leave(book: Book, is_out_N: Array, whole_N: Array) -> Book:

@@ -73,8 +73,7 @@ def make_generate(
     sampler = kind(decoder_config, config, *room, period)
     if not lanes:
       return sampler(params, prompts, row_keys)
-    each = (params, prompts, row_keys)
-    return jax.lax.map(lambda own: sampler(*own), each)
+    return jax.lax.map(lambda own: sampler(*own), (params, prompts, row_keys))
 
   return generate
 

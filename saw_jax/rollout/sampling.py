@@ -117,8 +117,7 @@ def sample(
     # A row costs one uniform number: the token is where the running sum of the
     # probabilities passes it. A Gumbel number per token would cost V times the
     # random bits, which on a CPU is more than a tiny decoder's step.
-    uniform_B = jax.vmap(jax.random.uniform)(keys_B)
-    tokens_B = _invert(weights_BV, uniform_B)
+    tokens_B = _invert(weights_BV, jax.vmap(jax.random.uniform)(keys_B))
   log_probs_B = _take(logits_BV - top_B1, tokens_B)
   return tokens_B, log_probs_B - jnp.log(jnp.sum(weights_BV, axis=-1))
 

@@ -55,8 +55,7 @@ class Server:
     """Lets others be asked, for longer each time in a row."""
     if failure.kind != "late":
       self.version = None
-    pause = max(self._pause, failure.pause_s or 0.0)
-    self.ready_at = time.monotonic() + pause
+    self.ready_at = time.monotonic() + max(self._pause, failure.pause_s or 0.0)
     self._pause = min(2 * self._pause, PAUSES_S[1])
 
   def traits(self, max_length: int) -> Traits:

@@ -66,7 +66,10 @@ def check(
   _refuse(_CONFLICTS[type(kind_of(made))](made))
   if jax.process_count() > 1:
     _refuse(_conflicts_of_processes(made))
-  _check_cache(made)
+  # There has to be room for one prompt and its response.
+  encoder = Encoder(made.tokenizer, made.rollout)
+  settings = encoder.settings(made.sampling, 1)
+  refill.slots(settings, 1, encoder.round_up(made.rollout.max_prompt_tokens))
   lora.check_config(made.lora, made.decoder)
   groups.make_protocol(made.asynchronous, made.loop.prompts_per_step)
   if seeds is None:
@@ -105,13 +108,6 @@ def _unheard(made: Experiment) -> Conflicts:
     )
     for name in names
   }
-
-
-def _check_cache(made: Experiment) -> None:
-  """Whether there is room for one prompt and its response."""
-  encoder = Encoder(made.tokenizer, made.rollout)
-  settings = encoder.settings(made.sampling, 1)
-  refill.slots(settings, 1, encoder.round_up(made.rollout.max_prompt_tokens))
 
 
 def _check_actors(made: Experiment, num_seeds: int) -> None:
@@ -311,13 +307,13 @@ def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
   prompts, groups = loop.prompts_per_step, made.rollout.length_groups
   over = f"do not split over the {num_shards} devices that have rows"
   if made.method.per_step:  # whose rows are filled up
-    is_apart = made.parallel.lift == "pmapped"
     return {
       f"the {prompts} groups of a step {over}": (
-        is_apart and prompts % num_shards > 0
+        made.parallel.lift == "pmapped" and prompts % num_shards > 0
       ),
-      f"episodes.rows_per_call is {calls}, which {over}": calls % num_shards
-      > 0,
+      f"episodes.rows_per_call is {calls}, which {over}": (
+        calls % num_shards > 0
+      ),
     }
   rows = prompts * loop.group_size
   parts = loop.num_minibatches * loop.num_microbatches

@@ -61,9 +61,8 @@ class Curves:
         others.setdefault(key, []).append(rate)
     trusted: set[int] = set()
     if step // self._steps >= self._settings.warm_up:
-      references = curves["known"] | chosen
       trusted = trajectories.trusted_prompts(
-        references, others, left, self._settings
+        curves["known"] | chosen, others, left, self._settings
       )
     chosen |= {key: list(others[key]) for key in left if key in trusted}
     labelled = np.array([key in known for key in keys])

@@ -112,8 +112,7 @@ class Evaluator(BaseEvaluator):
       if hasattr(self._task, "answer_key"):
         keys = [self._task.answer_key(text) for text in result.completions]
         keys = np.array(keys, object).reshape(-1, group_size).tolist()
-        answers = data.answer_ids(keys)
-        found["answers"] = answers.reshape(result.lengths.shape)
+        found["answers"] = data.answer_ids(keys).reshape(result.lengths.shape)
       for name, value in found.items():
         parts.setdefault(name, []).append(value[:, : len(chosen)])
     back = np.argsort(order)

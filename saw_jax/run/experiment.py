@@ -89,8 +89,7 @@ class EpisodeRun(AnswerRun):
 
   def open_workers(self) -> EnvironmentPool:
     limit = self._made.episodes.max_observation_chars
-    many = jax.process_count() > 1
-    kind = agents.SharedPool if many else EnvironmentPool
+    kind = agents.SharedPool if jax.process_count() > 1 else EnvironmentPool
     return kind(self._task, max_chars=limit, **self._grading)
 
   def count_examples(self, split: str, most: int | None = None) -> int:

@@ -50,8 +50,7 @@ class Fresh:
 
   def __init__(self, learner: Learner):
     made, self._learner = learner.made, learner
-    keep = learner.policy.encoder.keep
-    self._examples = keep(made.task.examples("train"))
+    self._examples = learner.policy.encoder.keep(made.task.examples("train"))
     settings = made.sampling, made.loop.group_size
     self._generate = learner.policy.make_generate(*settings)
 
@@ -421,8 +420,7 @@ class Queue:
     sampler = self._sampler(index)
 
     def act(request: Request) -> Rollout:
-      transcript = self._sample(sampler, request)
-      return self._early(transcript, request.examples)
+      return self._early(self._sample(sampler, request), request.examples)
 
     act.close = lambda: actor_lib.close(sampler)
     return act

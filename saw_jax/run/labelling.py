@@ -348,7 +348,6 @@ class Desk:
     """What each seed has spent, and on how much of this step."""
 
     def totals() -> Rows:
-      found = [self.ledger.totals(seed) for seed in self._seeds]
       return [
         {
           "labels/bought": total.labels,
@@ -356,7 +355,7 @@ class Desk:
           "labels/spent": total.spent,
           "labels/unanswered": total.unlabelled,
         }
-        for total in found
+        for total in map(self.ledger.totals, self._seeds)
       ]
 
     pairs = zip(bought, hosts.from_first(totals), strict=True)

@@ -246,11 +246,10 @@ class Learner:
     policy, method, loop = self.policy, self._method, self._loop
     parts, forward = loop.num_microbatches, self.forward
     all_parts = loop.num_minibatches * parts
-    needs_log_probs = self.made.labels.strategy.needs_log_probs
     observe = objective.make_observe(
       policy.decoder,
       group_size=loop.group_size,
-      log_probs_too=self.needs_old or needs_log_probs,
+      log_probs_too=self.needs_old or self.made.labels.strategy.needs_log_probs,
       **self._how,
     )
     log_probs = objective.in_parts(lambda *x: forward(*x).log_probs, all_parts)

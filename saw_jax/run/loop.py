@@ -79,7 +79,6 @@ def train(
 
 
 def _log_header(policy: Policy, kind: experiment_lib.AnswerRun) -> None:
-  """Says how large a step is."""
   loop, limit = policy.made.loop, policy.made.rollout.max_new_tokens
   samples = loop.prompts_per_step * loop.group_size
   LOG.info(

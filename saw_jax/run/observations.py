@@ -140,10 +140,9 @@ class Appender:
     texts = scores.completions or rollouts.read(scores.transcript, encoder)[0]
     texts = np.array(texts, object).reshape(scores.lengths.shape)
     limit = self._made.episodes.max_observation_chars
-    encode = encoder.tokenizer.encode
     return [
       [
-        list(encode(said))
+        list(encoder.tokenizer.encode(said))
         if (said := task.observe(example, text)[:limit])
         else []
         for example, group in zip(*pair, strict=True)
@@ -160,8 +159,7 @@ def _widened(batch: TrainBatch, longer: Transcript) -> TrainBatch:
   def widen(values):
     """Nothing is known of an observation, and no loss of a response asks."""
     values = np.asarray(hosts.fetch(values))[..., :width]
-    more = width - values.shape[-1]
-    return np.pad(values, ((0, 0), (0, 0), (0, more)))
+    return np.pad(values, ((0, 0), (0, 0), (0, width - values.shape[-1])))
 
   names = ("behave_log_probs", "old_log_probs", "ref_log_probs")
   values = {name: getattr(batch, name) for name in names}

@@ -78,8 +78,7 @@ class Policy:
 
   def reference(self) -> PyTree:
     """What a KL is to: the base, or a copy of the policy as it is now."""
-    copied = lambda x: x.copy()  # noqa: E731
-    return self.base or jax.tree.map(copied, self.state.params)
+    return self.base or jax.tree.map(lambda x: x.copy(), self.state.params)
 
   @property
   def attached(self) -> PyTree:

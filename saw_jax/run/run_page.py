@@ -70,8 +70,7 @@ class RunPage:
       text = error.args[0] if error.args else type(error).__name__
       self._state, self._kind = f"stopped by an error: {text}", "failed"
     else:
-      is_done = self._step >= self._num_steps
-      self._kind = "finished" if is_done else "stopped"
+      self._kind = "finished" if self._step >= self._num_steps else "stopped"
     self._write()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
@@ -311,7 +310,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _text(value: Any) -> str:
-  """Anything as HTML that shows it."""
   return html.escape(shorten(str(value), _MOST_CHARS), quote=False)
 
 

@@ -149,8 +149,7 @@ class Session:
     self._metrics = [metrics.FileWriter(directory, "metrics", first_step=step)]
     self._evals = [metrics.FileWriter(directory, "evals", first_step=first)]
     self._samples = [metrics.LineFile(path, first_step=step)]
-    names = self._loop.writers
-    found = metrics.make_writers(directory, names, stack, step)
+    found = metrics.make_writers(directory, self._loop.writers, stack, step)
     page = run_page.RunPage(directory, self._loop.num_steps)
     self._trackers, self.enter = [*found, page], page.enter
     stack.enter_context(page)

@@ -156,8 +156,7 @@ def _train(
     terms["observations"] = objective.Term(
       objective.observation_likelihood, config.observation_coefficient
     )
-  forward = objective.make_forward(decoder_config)
-  made = objective.make_objective(forward, terms)
+  made = objective.make_objective(objective.make_forward(decoder_config), terms)
   how = {"can_overflow": settings.can_overflow}
   step_fn = update.make_update(made, optimizer, **how)
   step_fn = jax.jit(step_fn, donate_argnums=0)

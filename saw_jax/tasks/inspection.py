@@ -44,11 +44,10 @@ def keyless_failures(
   task: Any, examples: Iterable[base.Example]
 ) -> list[Failure]:
   """Finds the examples whose right answer no vote and no label can be."""
-  asked = ((one, task.gold_completion(one)) for one in examples)
   return [
     Failure(one.key, "answer_key finds nothing", (), (), gold)
-    for one, gold in asked
-    if task.answer_key(gold, one) is None
+    for one in examples
+    if task.answer_key(gold := task.gold_completion(one), one) is None
   ]
 
 

@@ -95,8 +95,7 @@ class TrainBatch:
 
   def padded_share(self) -> np.ndarray:
     """The share of positions of an update that are padding, of `[N]` seeds."""
-    where = self.packing
-    real = self.valid if where is None else where.segments > 0
+    real = self.valid if self.packing is None else self.packing.segments > 0
     return 1 - np.mean(real, axis=(1, 2))
 
   def require(self, field: str, user: str) -> Array:

@@ -103,8 +103,7 @@ def _in_bfloat16(
     return state._replace(mu=moments[0], nu=moments[1])
 
   def update(updates, state, params=None):
-    wide = lambda x: x.astype(jnp.float32)  # noqa: E731
-    mu, nu = jax.tree.map(wide, (state.mu, state.nu))
+    mu, nu = jax.tree.map(lambda x: x.astype(jnp.float32), (state.mu, state.nu))
     updates, state = adam.update(updates, state._replace(mu=mu, nu=nu), params)
     leaves, tree = jax.tree.flatten((state.mu, state.nu))
     keys = jax.random.split(

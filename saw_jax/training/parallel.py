@@ -310,8 +310,7 @@ def state_shardings(
   same = NamedSharding(mesh, PartitionSpec())
   params = param_shardings(mesh, config)
   if lora is not None:
-    axes = lora_lib.adapter_axes(lora, config)
-    params = shardings(mesh, state.params, axes)
+    params = shardings(mesh, state.params, lora_lib.adapter_axes(lora, config))
   opt_state = optax.tree_map_params(
     optimizer,
     lambda _, sharding: sharding,
@@ -340,8 +339,7 @@ def shardings(
     return name if name and size % mesh.shape[name] == 0 else None
 
   def sharding(array, axes):
-    spec = PartitionSpec(*map(part, array.shape, axes))
-    return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, PartitionSpec(*map(part, array.shape, axes)))
 
   return jax.tree.map(sharding, tree, axes)
 

@@ -32,7 +32,10 @@ def layout(
   """Shapes of a sampler's parameters, with their places."""
 
   def like(path, x, place):
-    dtype = _dtype(path, x, config)
+    # That of activations, where a parameter is cast to it and is no smaller.
+    dtype = jnp.dtype(config.dtype)
+    if path[-1].key in _FLOAT32 or x.dtype.itemsize <= dtype.itemsize:
+      dtype = x.dtype
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
 
   places = lift.sampling_places(params)
@@ -99,13 +102,6 @@ def reshard(x: jax.Array, place: NamedSharding) -> jax.Array:
   places = place.addressable_devices_indices_map(x.shape)
   parts = [part(device, box(index)) for device, index in places.items()]
   return jax.make_array_from_single_device_arrays(x.shape, place, parts)
-
-
-def _dtype(path, x: jax.Array, config: DecoderConfig):
-  """That of activations, where a parameter is cast to it and is no smaller."""
-  dtype = jnp.dtype(config.dtype)
-  keeps = path[-1].key in _FLOAT32 or x.dtype.itemsize <= dtype.itemsize
-  return x.dtype if keeps else dtype
 
 
 def differing(leaves: Sequence, wanted: Sequence) -> list[int]:

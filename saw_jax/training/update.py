@@ -225,8 +225,7 @@ def _accumulate(fn: Callable[[TrainBatch], PyTree], parts: TrainBatch):
   )
 
   def add(total, part):
-    merge = lambda x, y: x.merge(y)  # noqa: E731
-    return _map_merged(merge, jnp.add, total, fn(part)), None
+    return _map_merged(lambda x, y: x.merge(y), jnp.add, total, fn(part)), None
 
   return jax.lax.scan(add, nothing, parts)[0]
 

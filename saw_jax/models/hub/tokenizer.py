@@ -78,8 +78,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     naming.check_options(sorted(known), options, what)
     self.opening = self._find_opening()
     # The template's own token after an assistant's message comes first.
-    ids = [*self._end_of_message(), *eos_ids]
-    self.eos_ids = tuple(dict.fromkeys(ids))
+    self.eos_ids = tuple(dict.fromkeys([*self._end_of_message(), *eos_ids]))
     if not self.eos_ids:
       raise ValueError(f"{path}: no token is said to end an answer")
     self.pad_id = self.eos_ids[-1] if pad_id is None else pad_id

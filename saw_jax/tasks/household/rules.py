@@ -146,8 +146,7 @@ class Household(Environment):
   def _is_solved(self) -> bool:
     world = self.world
     if world.kind == "look":
-      at_lamp = self.at == world.lamp_in
-      return self._lit and at_lamp and self.held in self.wanted
+      return self._lit and self.at == world.lamp_in and self.held in self.wanted
     state = world_lib.STATES.get(world.kind)
     delivered = [
       place

@@ -197,7 +197,6 @@ class KnightsTask(answer_task.AnswerTask):
 
 
 def _flip(answer: str, who: Collection[str]) -> str:
-  """Gives some people the other role."""
   other = dict(zip(puzzles.ROLES, reversed(puzzles.ROLES), strict=True))
   roles = answers.read_roles(answer)
   flipped = {name: other[roles[name]] for name in roles if name in who}

@@ -49,7 +49,10 @@ def draw_problem(
     drawn = [draws.choice(range(low, high + 1)) for low, high in ends]
     operands = dict(zip("abcd", drawn, strict=False))
     expression = "".join(str(operands.get(c, c)) for c in shape)
-    if _is_small(expression) and split_of(expression) == split:
+    parts = ast.walk(_parse(expression))
+    values = [_value(p) for p in parts if isinstance(p, ast.BinOp)]
+    is_small = all(0 <= value <= _MAX_VALUE for value in values)
+    if is_small and split_of(expression) == split:
       break
   steps = work(expression)
   text = f"{expression}="
@@ -89,8 +92,7 @@ def draw_gym_problems(
       entry = data[item]
       text, answer = entry["question"], str(entry["answer"])
       if split_of(text) == split:
-        asked = answer_task.ask(text.strip())
-        yield asked, answer.strip(), {"generator": name}
+        yield answer_task.ask(text.strip()), answer.strip(), {"generator": name}
 
   sources = [drawn(name) for name in generators]
   try:
@@ -134,12 +136,6 @@ def _value(tree: Any) -> int:
   if isinstance(tree, ast.Constant):
     return tree.value
   return _APPLY[type(tree.op)](_value(tree.left), _value(tree.right))
-
-
-def _is_small(expression: str) -> bool:
-  parts = ast.walk(_parse(expression))
-  values = [_value(p) for p in parts if isinstance(p, ast.BinOp)]
-  return all(0 <= value <= _MAX_VALUE for value in values)
 
 
 def _reduce(tree: ast.BinOp) -> Any:

@@ -50,8 +50,7 @@ class MathConfig(answer_task.AnswerConfig):
 
   def __post_init__(self):
     base.check_choice("grader", self.grader, _GRADERS)
-    sources = ("generated", "reasoning_gym")
-    base.check_choice("problems", self.problems, sources)
+    base.check_choice("problems", self.problems, ("generated", "reasoning_gym"))
     base.check_choice("template", self.template or "plain", _TEMPLATES)
     if not self.levels or not set(self.levels) <= set(problems.LEVELS):
       raise ValueError(f"levels are not from 1 to 4: {self.levels}.")
@@ -201,10 +200,9 @@ class MathTask(answer_task.AnswerTask):
     return files.read_examples(path, key, self._template)
 
   def _generator(self, split: str, size: int) -> Callable[[int], Any]:
-    config = self.config
-    if config.is_generated:
+    if self.config.is_generated:
       return super()._generator(split, size)
-    names, seed = config.generators, config.seed
+    names, seed = self.config.generators, self.config.seed
     return problems.draw_gym_problems(names, seed, split, size).__getitem__
 
   def _draw(self, split: str, index: int) -> answer_task.Row:

@@ -75,8 +75,7 @@ class RowsTask:
     split: dict[str, list[base.Example]] = {"train": [], "test": []}
     for one, digest in zip(found, digests, strict=True):
       if digest <= cut:
-        held_out = dataclasses.replace(one, key=TEST_KEYS + one.key)
-        split["test"].append(held_out)
+        split["test"].append(dataclasses.replace(one, key=TEST_KEYS + one.key))
       else:
         split["train"].append(one)
     if not split["train"]:

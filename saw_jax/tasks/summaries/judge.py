@@ -232,10 +232,14 @@ class Judge:
     deadline = time.monotonic() + config.limit_s
     pause, left = config.backoff_s, config.attempts
     while True:
-      self._wait_for_turn(deadline)
+      if rate := config.requests_per_minute:
+        limits = deadline - time.monotonic(), config.limit_s
+        wait_s = self._cache.reserve(config.model, 60.0 / rate, *limits)
+        if wait_s is None:
+          raise Unscored(f"{rate:g} requests a minute leave no time", "late")
+        time.sleep(wait_s)
       try:
-        reply = self._send(body, deadline)
-        return read_scores(reply, self._components, marker)
+        return read_scores(self._send(body, deadline), self._components, marker)
       except Unscored as failure:
         left -= 1
         if failure.pause_s is None or not left:
@@ -245,15 +249,6 @@ class Judge:
           raise
       time.sleep(wait)
       pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-  def _wait_for_turn(self, deadline: float) -> None:
-    rate = self._config.requests_per_minute
-    if rate:
-      limits = deadline - time.monotonic(), self._config.limit_s
-      wait_s = self._cache.reserve(self._config.model, 60.0 / rate, *limits)
-      if wait_s is None:
-        raise Unscored(f"{rate:g} requests a minute leave no time", "late")
-      time.sleep(wait_s)
 
   def _send(self, body: bytes, deadline: float) -> str:
     end = min(time.monotonic() + self._config.request_limit_s, deadline)

@@ -278,7 +278,6 @@ def _settle(value: Any) -> Any:
 
 
 def _write_script(value: Any, kind: str) -> str:
-  """A value as JavaScript's source text."""
   if kind == "String" or not isinstance(value, dict | list | bool):
     return str(value) + "n" * (kind == "Bigint")
   return json.dumps(value)

@@ -81,8 +81,7 @@ def draw_row(draws: Draws, split: str, config: Any) -> answer_task.Row:
   """
   low, high = config.num_distractors
   extra = draws.choice(range(low, high + 1))
-  no_call = draws.chance(config.no_call_share)
-  draw = _draw_talk if no_call else _draw_calls
+  draw = _draw_talk if draws.chance(config.no_call_share) else _draw_calls
   asked, offered, request, answer = draw(draws, split, extra, config)
   system = "\n".join(map(write_signature, offered))
   messages = ({"role": "system", "content": system}, *answer_task.ask(request))

@@ -50,8 +50,7 @@ class Grader(pool.Pool):
   def __init__(self, task: base.Task, **options: Any):
     self.token_limits = base.token_limits(task)
     self._task, self._lock = task, threading.Lock()
-    job = worker.Scorer(task)
-    super().__init__(job, task.name, **options)
+    super().__init__(worker.Scorer(task), task.name, **options)
 
   def grade(
     self, examples: Sequence[base.Example], completions: Sequence[str]

@@ -52,8 +52,7 @@ class Scorer:
   def many(self, pairs: list[tuple[base.Example, str]]) -> list[Result]:
     """Scores pairs at once, or where that fails each by itself."""
     try:
-      found = self.task.score_many(pairs)
-      return [_checked(self.task, one) for one in found]
+      return [_checked(self.task, one) for one in self.task.score_many(pairs)]
     except Exception:
       return list(map(self, pairs))
 
