@@ -171,7 +171,11 @@ class LibraryTokenizer:
   """
 
   def __init__(self, tokenizer: Any):
-    self._tokenizer = _mark_special(tokenizer)
+    document = json.loads(tokenizer.to_str())
+    for token in document["added_tokens"]:
+      is_marker = token["special"] or _MARKER.fullmatch(token["content"])
+      token["special"] = bool(is_marker and not TAG.fullmatch(token["content"]))
+    self._tokenizer = library().Tokenizer.from_str(json.dumps(document))
     self._tokenizer.encode_special_tokens = True
     added = self._tokenizer.get_added_tokens_decoder()
     self._special = {id for id, token in added.items() if token.special}
@@ -189,14 +193,6 @@ class LibraryTokenizer:
     plain = range(self.vocab_size)
     known = [i for i in map(int, ids) if i in plain and i not in self._special]
     return self._tokenizer.decode(known, skip_special_tokens=False)
-
-
-def _mark_special(tokenizer: Any) -> Any:
-  document = json.loads(tokenizer.to_str())
-  for token in document["added_tokens"]:
-    is_marker = token["special"] or _MARKER.fullmatch(token["content"])
-    token["special"] = bool(is_marker and not TAG.fullmatch(token["content"]))
-  return library().Tokenizer.from_str(json.dumps(document))
 
 
 class BPETokenizer(LibraryTokenizer, _Chat):

@@ -32,8 +32,7 @@ def _of(jaxpr) -> float:
     elif name == "scan":
       total += given["length"] * _of(given["jaxpr"].jaxpr)
     elif name == "while":
-      each = _of(given["body_jaxpr"].jaxpr)
-      if each:
+      if each := _of(given["body_jaxpr"].jaxpr):
         total += each * _trips(given["cond_jaxpr"].jaxpr, bounds)
     elif name == "cond":
       total += max(_of(branch.jaxpr) for branch in given["branches"])

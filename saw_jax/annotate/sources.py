@@ -77,8 +77,7 @@ class Annotator:
     self._ledger.ask(questions, patience=self._timeout_s)
     self._wait(prompts)
     labels = self._ledger.take(prompts)
-    missing = sum(label is None for label in labels.values())
-    if missing:
+    if missing := sum(label is None for label in labels.values()):
       _LOG.warning(
         "%d of %d questions have no label: skipped, or not answered in time",
         *(missing, len(prompts)),

@@ -78,8 +78,7 @@ def main() -> int:
         print(f"stopped; the same command goes on:\n  {command_line.again()}")
         return command_line.INTERRUPTED
       failed += [f"{name}, with status {status}"] if status else []
-  done = {x: cells[x] for x in cells if (folder / x / _END).exists()}
-  if done:
+  if done := {x: cells[x] for x in cells if (folder / x / _END).exists()}:
     from saw_jax.reporting import cells as cells_lib
 
     print(cells_lib.write(folder, done))

@@ -70,8 +70,7 @@ class ExpressGame(_Game):
     self._split = split
     self._java = _Java() if game in _ALONE else _shared_java()
     self._game = self._java.ask("PythonInterface")
-    problem = self._ask("load", game, parameters)
-    if problem:
+    if problem := self._ask("load", game, parameters):
       raise ValueError(f"TextWorld-Express refuses game {game!r}: {problem}")
 
   def _start(self, seed: int) -> str:

@@ -78,8 +78,7 @@ def reward_curves(
     axes[0, j].set_title(components[j])
     axes[-1, j].set_xlabel("step")
     axes[i, 0].set_ylabel(kinds[i])
-  missing = [row for row in rows if row not in handles]
-  if missing:
+  if missing := [row for row in rows if row not in handles]:
     raise ValueError(f"rows without a reward of {list(components)}: {missing}")
   caption = _caption(rows.items(), deviation_band, window)
   return _finish(figure, title, handles, caption, path)

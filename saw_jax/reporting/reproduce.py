@@ -188,8 +188,7 @@ def _check(names: Sequence[str]) -> int:
         raise ValueError(f"{folder} has no row {row}")
       _, words = _words(name, table, row, int(of_row[0]["start"]))
       again = functools.partial(_train_again, words)
-      how = {"is_full": given.full}
-      count, differ = check.rerun(again, of_row[0], folder, **how)
+      count, differ = check.rerun(again, of_row[0], folder, is_full=given.full)
       print(f"{name}: {row}: {len(differ)} of {count} numbers differ")
       for line in differ[:_SHOWN]:
         print(f"  {line}")

@@ -579,8 +579,7 @@ def _draw_sweep(found: Found) -> list[str]:
   of_all = found.by_value(lambda run: found.scores(run, metric))
   looks = {"swept": f"{table.swept}, optimizer steps", "quantity": heading}
   for kind, rows in table.panels.items():
-    scores = {row: of_all[row] for row in rows if row in of_all}
-    if scores:
+    if scores := {row: of_all[row] for row in rows if row in of_all}:
       picture = found.picture(f"final_by_{table.swept}_{kind}.png")
       plots.sweep(scores, **looks, **picture)
   panels: dict[str, dict[str, str]] = {}

@@ -143,8 +143,7 @@ class _Stage:
       self.invalid[n, b, step] = not reply.valid
       self.failed[n, b] |= bool(after.failure)
       self.over[n, b] = after.done
-      ids = self._encoder.tokenizer.encode(said)[: self._max_tokens]
-      if ids:
+      if ids := tokenizer.encode(said)[: self._max_tokens]:
         self.observations[n, b, step] = ids
     return [bool(self._now[place].done) for place in places]
 

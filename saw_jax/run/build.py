@@ -233,8 +233,7 @@ def read_policy(
   if seed not in seeds:
     raise ValueError(f"seed={seed}: the run in {workdir} has {seeds}")
   if task is None:
-    name, options = run.task.name, _uncalled(run.task.options)
-    task = registry.make_task(name, options)
+    task = registry.make_task(run.task.name, _uncalled(run.task.options))
   step = checkpoint_step(workdir, str(checkpoint))
   made = build(run, task=task)
   step, policy = restore(made, len(seeds), workdir, step=step)

@@ -208,7 +208,15 @@ class Checkpointer:
     self._folder.bring_step(step)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     document = self._get(folder, "document", ocp.args.JsonRestore())
-    _check_shapes(abstract, document["fingerprints"], folder)
+    there = {name: of for name, (_, *of) in document["fingerprints"].items()}
+    here = {k: [str(x.dtype), *x.shape] for k, x in leaves(abstract).items()}
+    for name in sorted(there.keys() | here.keys()):
+      if there.get(name) != here.get(name):
+        raise CheckpointError(
+          f"{folder} is of another model or optimizer: array {name} is "
+          f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} "
+          "here"
+        )
     restore, saved = ocp.args.StandardRestore, document.get("arrays")
     sums, arrays = document["fingerprints"], {}
     state = self._get(folder, "state", restore(abstract), sums)
@@ -314,17 +322,3 @@ def _silence_orbax() -> None:
       before(unraisable)
 
   sys.unraisablehook = hook
-
-
-def _check_shapes(
-  abstract: PyTree, expected: dict[str, list], folder: pathlib.Path
-) -> None:
-  there = {name: rest for name, (_, *rest) in expected.items()}
-  found = leaves(abstract)
-  here = {name: [str(leaf.dtype), *leaf.shape] for name, leaf in found.items()}
-  for name in sorted(there.keys() | here.keys()):
-    if there.get(name) != here.get(name):
-      raise CheckpointError(
-        f"{folder} is of another model or optimizer: array {name} is "
-        f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
-      )

@@ -198,8 +198,7 @@ def _explain(error: Exception) -> int | None:
   """Says in a sentence what was wrong, where there is one."""
   # By name, so that a mistake in the flags is answered without JAX.
   names, text = {c.__name__ for c in type(error).__mro__}, _text(error)
-  full = [said for code, said in _FULL.items() if _says(error, code)]
-  if full:
+  if full := [said for code, said in _FULL.items() if _says(error, code)]:
     text = (
       f"{full[0][0]} ({text[:200]}): what was saved before is whole; "
       f"{full[0][1]}, and the same command goes on from there"

@@ -71,8 +71,7 @@ def of_episodes(played: agents.Episodes, max_return: float) -> Rows:
 
 
 def _each(row, shape: Sequence[int]) -> Rows:
-  prompts, samples = min(shape[1], PROMPTS), min(shape[2], OF_EACH)
-  places = list(np.ndindex(prompts, samples))
+  places = list(np.ndindex(min(shape[1], PROMPTS), min(shape[2], OF_EACH)))
   return [[row(n, *place) for place in places] for n in range(shape[0])]
 
 

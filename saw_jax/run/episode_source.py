@@ -76,7 +76,12 @@ class Episodes:
     return played
 
   def score(self, played: agents.Episodes, step: int) -> Scored:
-    rows = _rows_of(played, self._unit)
+    # The rows that count, in order, for each seed: `[N, B]`; -1 pads.
+    chosen = [np.flatnonzero(own) for own in played.steps]
+    size = -(-max(1, *map(len, chosen)) // self._unit) * self._unit
+    rows = np.full((len(chosen), size), -1, np.int64)
+    for row, own in zip(rows, chosen, strict=True):
+      row[: len(own)] = own
     record = StepRecord(
       rewards=played.rewards,
       steps=played.steps,
@@ -127,7 +132,11 @@ class Episodes:
       ]
       chosen = _gather(made.selected, rows, False)
       transcript = observations.append(learner, transcript, said, chosen, step)
-    batch = _make_batch(transcript, made, rows)
+    batch = batch_lib.make_batch(transcript, _gather(made.advantages, rows))
+    batch = batch.replace(value_targets=_gather(made.value_targets, rows))
+    if made.weights is not None:
+      shares = _gather(made.weights, rows), _gather(made.counts, rows)
+      batch = batch.replace(world=world_model.RowWeights(*shares))
     if self._made.method.truncated == "mask":
       _, _, ended = rollouts.read(transcript, self._policy.encoder)
       batch = batch_lib.leave_out(batch, ~ended)
@@ -183,16 +192,6 @@ def _mean(x: np.ndarray) -> float:
   return float(np.mean(x)) if x.size else 0.0
 
 
-def _rows_of(played: agents.Episodes, unit: int) -> np.ndarray:
-  """The rows that count, in order, for each seed: `[N, B]`; -1 pads."""
-  chosen = [np.flatnonzero(own) for own in played.steps]
-  most = max(1, *map(len, chosen))
-  rows = np.full((len(chosen), -(-most // unit) * unit), -1, np.int64)
-  for row, own in zip(rows, chosen, strict=True):
-    row[: len(own)] = own
-  return rows
-
-
 def _gather(x: np.ndarray | None, rows: np.ndarray, filler=0):
   """Takes rows `[N, B]` of `[N, R]`, and a filler where they are -1."""
   if x is None:
@@ -218,13 +217,3 @@ def _take(transcript: Transcript, rows: np.ndarray) -> Transcript:
     x[rows < 0] = 0
   taken.starts[rows < 0] = taken.ends[rows < 0] = size
   return taken
-
-
-def _make_batch(
-  transcript: Transcript, made: StepEstimate, rows: np.ndarray
-) -> TrainBatch:
-  weights, counts = _gather(made.weights, rows), _gather(made.counts, rows)
-  world = None if weights is None else world_model.RowWeights(weights, counts)
-  batch = batch_lib.make_batch(transcript, _gather(made.advantages, rows))
-  targets = _gather(made.value_targets, rows)
-  return batch.replace(value_targets=targets, world=world)

@@ -154,15 +154,13 @@ class _Tracker:
   """A run of wandb's interface: a table is made of columns and rows."""
 
   package: str
-
   _held: Set[tuple[int, str]] = frozenset()  # steps and names that it has
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     self._log(step, {f"seed_{seed}/{name}": x for name, x in values.items()})
 
   def _log(self, step: int, named: Mapping[str, Any]) -> None:
-    new = {k: x for k, x in named.items() if (step, k) not in self._held}
-    if new:
+    if new := {k: x for k, x in named.items() if (step, k) not in self._held}:
       self._run.log(new, step=step)
 
   def write_samples(self, step: int, seed: int, rows: Samples) -> None:

@@ -209,8 +209,7 @@ class Native:
       sampled = self.sample(params, prompts, row_keys, config)
       return hosts.fetch(sampled), kept and turns.Kept()
     if kept and kept.cache:
-      last, shards = kept.transcript, self._lift.num_shards
-      shared = turns.share(last, prompts, shards)
+      shared = turns.share(kept.transcript, prompts, self._lift.num_shards)
       if shared.unread(prompts.lengths) + turns.PART > size:
         shared = kept = None  # It saves nothing: these prompts do not extend.
     asked = self._weights.of(params), prompts, row_keys

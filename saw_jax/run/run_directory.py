@@ -280,24 +280,17 @@ def read_config(
   """
   values = dict(read_run(directory)["config"])
   seeds = values.pop("seeds")
-  values["algorithm"] = _without_lost(values.get("algorithm", {}))
-  if given is not None:
-    values["algorithm"] = given["algorithm"].to_dict()
-  return config_lib.typed(values), seeds
-
-
-def _without_lost(section: Mapping[str, Any]) -> dict[str, Any]:
-  """An algorithm without functions that are in no file, and their options.
-
-  The advantage stays: it says what kind of task a run has.
-  """
+  section = values.get("algorithm", {})
   lost = {
     name
     for name, value in section.items()
     if any(map(naming.is_lost, flatten({"": value}).values()))
-  } - {"advantage"}
+  } - {"advantage"}  # which says what kind of task a run has
   lost |= {f"{name}_options" for name in lost}
-  return {name: x for name, x in section.items() if name not in lost}
+  values["algorithm"] = {k: x for k, x in section.items() if k not in lost}
+  if given is not None:
+    values["algorithm"] = given["algorithm"].to_dict()
+  return config_lib.typed(values), seeds
 
 
 def commits(document: Mapping[str, Any]) -> dict[str, str]:

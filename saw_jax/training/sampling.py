@@ -49,8 +49,7 @@ def lay_out(
   leaves, treedef = jax.tree.flatten(params)
   wanted = treedef.flatten_up_to(layout(lift, config, params))
   leaves = list(map(_bring, leaves, wanted))
-  chosen = differing(leaves, wanted)
-  if chosen:
+  if chosen := differing(leaves, wanted):
     copy = copier(tuple((wanted[i].dtype, wanted[i].sharding) for i in chosen))
     copied = copy(tuple(leaves[i] for i in chosen))
     for i, x in zip(chosen, copied, strict=True):

@@ -108,8 +108,7 @@ def is_equal_by_math_verify(answer: str, reference: str) -> bool:
   """
   with naming.needs_extra("math", "grader='math_verify' needs math-verify"):
     import math_verify
-  pair = forms.read(answer), forms.read(reference)
-  return _is_same(*pair, math_verify.parse)
+  return _is_same(forms.read(answer), forms.read(reference), math_verify.parse)
 
 
 def explain(answer: str, reference: str) -> Iterator[str]:
