@@ -13,6 +13,8 @@ from saw_jax import naming
 _REFUSALS = (401, 402, 403, 404, 405)
 _PASSING = (408, 409, 425, 429)  # and all from 500 on
 _MOST_OF_AN_ERROR = 2_000  # bytes
+# A reply that is compressed might be any size.
+HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
 class Failure(Exception):

@@ -82,10 +82,9 @@ def _library(model, special, cut, decoder) -> dict[str, Any]:
     {"id": id, "content": token, **how, "special": True}
     for token, id in special.items()
   ]
-  nothing = ("truncation", "padding", "normalizer", "post_processor")
   return {
     "version": "1.0",
-    **dict.fromkeys(nothing),
+    **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
     "added_tokens": added,
     "pre_tokenizer": cut,
     "decoder": decoder,

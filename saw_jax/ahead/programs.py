@@ -198,9 +198,8 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   keys = jax.eval_shape(
     lambda: jax.random.split(jax.random.key(0), (1, sizes.sampled))
   )
-  has_world = made.method.world is not None
   sampler = policy.make_generate(
-    made.sampling, sizes.group, record_entropies=has_world
+    made.sampling, sizes.group, record_entropies=made.method.world is not None
   )
   kept = sampler(policy.params, prompts, keys)
   settings = policy.encoder.settings(made.sampling, sizes.group)

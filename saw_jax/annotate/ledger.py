@@ -429,7 +429,6 @@ class LabelLedger:
       return prompt
 
   def counts(self) -> Counts:
-    """Counts questions and spending."""
     with self.transaction() as sql:
       ((*found, asked, patience, settled),) = sql(
         "SELECT TOTAL(waits), TOTAL(status = 'answered'), "

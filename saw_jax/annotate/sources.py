@@ -23,7 +23,6 @@ class GroundTruth:
     self._examples, self._by_key = examples, None
 
   def answer(self, questions: list[Question]) -> list[Label | None]:
-    """Returns the reference of each prompt."""
     found = (self._find(q.prompt_id).reference for q in questions)
     return [Label(text, self.name) for text in found]
 

@@ -94,8 +94,7 @@ class WorldTask(environments.FormTask):
   def remember(self, directory: str | os.PathLike) -> dict[str, Any]:
     """The options that make the task again, from any directory."""
     del directory
-    fields = dataclasses.fields(self.config)
-    options = {one.name: getattr(self.config, one.name) for one in fields}
+    options = dict(vars(self.config))
     given = [name for name in self._places if options[name]]
     found = {name: naming.load(options[name]) for name in given}
     return options | {k: naming.place_of(one) for k, one in found.items()}

@@ -195,8 +195,7 @@ class Decoder(nn.Module):
     if layer_caches is not None:
       caches = list(zip(*layer_caches, strict=True))
     for i, place in enumerate(places):
-      layer_i = layer(c, name=f"layer_{i}")
-      x_BSD, caches[i] = layer_i(x_BSD, caches[i], place)
+      x_BSD, caches[i] = layer(c, name=f"layer_{i}")(x_BSD, caches[i], place)
     return x_BSD, layer_caches and tuple(zip(*caches, strict=True))
 
 

@@ -109,10 +109,9 @@ class Found:
 
   def picture(self, file: str) -> dict[str, Any]:
     """What all functions of `plots` are told, of a file `name.png`."""
-    title = f"{self.table.title}, scale {self.label}"
     path = self.folder / file
     paths = [path.with_suffix(f".{ending}") for ending in self.figures]
-    return {"title": title, "path": paths}
+    return {"title": f"{self.table.title}, scale {self.label}", "path": paths}
 
 
 def write(

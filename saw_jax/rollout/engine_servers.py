@@ -80,15 +80,11 @@ class Servers:
     self._write, self._greedy, self._folder = write, greedy, folder
     urls = [url.strip() for url in urls.split(",")]
     count = config.concurrency * len(urls)
-    headers = {
-      "Content-Type": "application/json",
-      "Accept-Encoding": "identity",
-    }
     # vLLM ends idle connections after 5 s, under a request, too.
     limits = httpx.Limits(max_keepalive_connections=count, keepalive_expiry=2.0)
     self._client = httpx.Client(
       limits=limits,
-      headers=headers,
+      headers=asking.HEADERS,
       trust_env=False,  # no proxy
     )
     self._servers = [Server(url, self._client, config) for url in urls]

@@ -140,8 +140,7 @@ class Sampler:
       )
 
     drawn = generate_lib.nothing_recorded(config, shape)
-    drawn = jnp.zeros(shape, jnp.int32), drawn
-    carry = jnp.int32(0), before, loop.cache, *drawn
+    carry = jnp.int32(0), before, loop.cache, jnp.zeros(shape, jnp.int32), drawn
     steps, after, cache, *drawn = jax.lax.while_loop(goes_on, step, carry)
     # A slot's own tokens are its first ones; the others have no place.
     order_KN = jnp.arange(K)[:, None]

@@ -257,7 +257,6 @@ def leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def fingerprints(tree: PyTree) -> dict[str, list]:
-  """Computes a checksum of every array."""
   sums = leaves(_of_each(_checksum, tree))
   return {
     name: [int(sums[name]), str(leaf.dtype), *map(int, leaf.shape)]

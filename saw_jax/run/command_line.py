@@ -58,7 +58,6 @@ _ROWS = [name for name in _FLAGS["config"] if name != "config"]
 
 
 def define(command: str) -> None:
-  """Defines the flags of a command."""
   table = dict(_FLAGS[command])
   for other in table.pop("+", ()):
     define(other)

@@ -21,6 +21,7 @@ import ml_collections
 
 from saw_jax import naming, settings
 from saw_jax.naming import nearest
+from saw_jax.run import metrics
 from saw_jax.tasks.base import check_choice
 
 if TYPE_CHECKING:
@@ -130,15 +131,10 @@ def to_config(values: Any) -> ml_collections.ConfigDict:
 
 def to_document(values: "sections.RunConfig") -> dict[str, Any]:
   """The keys as JSON takes them: functions by their places."""
-
-  def plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-      return {k: plain(x) for k, x in value.items()}
-    if isinstance(value, list | tuple):
-      return [plain(x) for x in value]
-    return naming.place_of(value) if callable(value) else value
-
-  return plain(to_config(values).to_dict())
+  return metrics.each_leaf(
+    lambda x: naming.place_of(x) if callable(x) else x,
+    to_config(values).to_dict(),
+  )
 
 
 def typed(

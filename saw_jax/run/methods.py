@@ -51,7 +51,6 @@ def keys_of(method: str) -> dict[str, Any]:
 
 
 def set_method(config: ml_collections.ConfigDict, method: str) -> None:
-  """Sets a method's keys in a config."""
   for key, value in keys_of(method).items():
     *sections, name = key.split(".")
     place = config

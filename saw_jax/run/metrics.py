@@ -258,16 +258,15 @@ def _markdown(row: Mapping[str, Any]) -> str:
 def to_json(document: Any, **options: Any) -> str:
   """Writes JSON, which has no NaN and no infinity: they become null."""
 
-  def is_odd(x: Any) -> bool:
-    return isinstance(x, float) and not math.isfinite(x)
+  def plain(x: Any) -> Any:
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
-  document = _each_leaf(lambda x: None if is_odd(x) else x, document)
-  return json.dumps(document, allow_nan=False, **options)
+  return json.dumps(each_leaf(plain, document), allow_nan=False, **options)
 
 
 def from_json(text: str) -> Any:
   """Reads JSON whose leaves are figures: null is NaN."""
-  return _each_leaf(lambda x: math.nan if x is None else x, json.loads(text))
+  return each_leaf(lambda x: math.nan if x is None else x, json.loads(text))
 
 
 def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
@@ -275,11 +274,11 @@ def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
   write_text(path, to_json(document, indent=2, **options) + "\n")
 
 
-def _each_leaf(fn: Callable[[Any], Any], tree: Any) -> Any:
+def each_leaf(fn: Callable[[Any], Any], tree: Any) -> Any:
   if isinstance(tree, Mapping):
-    return {key: _each_leaf(fn, value) for key, value in tree.items()}
+    return {key: each_leaf(fn, value) for key, value in tree.items()}
   if isinstance(tree, list | tuple):
-    return [_each_leaf(fn, value) for value in tree]
+    return [each_leaf(fn, value) for value in tree]
   return fn(tree)
 
 

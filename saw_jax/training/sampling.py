@@ -121,8 +121,7 @@ def copier(wanted: tuple) -> Callable:
   dtypes, places = zip(*wanted, strict=True)
 
   def copy(leaves):
-    cast = lambda x, dtype: x.astype(dtype)  # noqa: E731
-    return tuple(map(cast, leaves, dtypes))
+    return tuple(x.astype(to) for x, to in zip(leaves, dtypes, strict=True))
 
   return jax.jit(copy, out_shardings=places)
 

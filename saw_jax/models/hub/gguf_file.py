@@ -47,7 +47,6 @@ _KEYS = {
 
 
 def open_reader(path: pathlib.Path) -> Any:
-  """Opens a file with the `gguf` library."""
   if not path.is_file():
     raise FileNotFoundError(f"{path}: there is no such file")
   with naming.needs_extra("gguf", "a GGUF file needs the gguf library"):

@@ -273,15 +273,13 @@ class Judge:
     return content
 
   def _headers(self) -> dict[str, str]:
-    # A reply that is compressed might be any size.
-    headers = {"Content-Type": "application/json"}
-    headers["Accept-Encoding"] = "identity"
     key = os.environ.get(self._config.key_variable, "").strip()
     if not (key.isascii() and key.isprintable()):
       variable = self._config.key_variable
       what = f"the environment variable {variable} holds no key"
       raise JudgeError(f"{what}: it has characters that no header can have")
-    return {**headers, "Authorization": f"Bearer {key}"} if key else headers
+    own = {"Authorization": f"Bearer {key}"} if key else {}
+    return asking.HEADERS | own
 
 
 def read_scores(
