@@ -265,20 +265,16 @@ class Module:
       if at.startswith("all-reduce-scatter"):  # a fusion that keeps a part
         kind = kind.replace("all-reduce", "reduce-scatter")
       if kind in COLLECTIVES:
-        moved.append(self._moved(at, one, kind, times))
+        types = [self.computations[at][x].type for x in one.operands]
+        own = [array for text in types for array in arrays(text)]
+        count, chips = sum(array[0] for array in own), self._chips(one.rest)
+        size = sum(array[1] for array in own) * COLLECTIVES[kind](chips)
+        count *= chips if kind in ("all-gather", "collective-permute") else 1
+        moved.append(Moved(kind, count, size, times))
       is_free = one.op in _FREE or "AllocateBuffer" in one.rest
       if not is_free and not one.op.endswith("-done"):
         memory += times * self.touched(at, one)
     return Found(moved, memory, self.unknown)
-
-  def _moved(self, at: str, one: Instruction, kind: str, times: int) -> Moved:
-    types = [self.computations[at][x].type for x in one.operands]
-    own = [array for text in types for array in arrays(text)]
-    count = sum(array[0] for array in own)
-    chips = self._chips(one.rest)
-    size = sum(array[1] for array in own) * COLLECTIVES[kind](chips)
-    count *= chips if kind in ("all-gather", "collective-permute") else 1
-    return Moved(kind, count, size, times)
 
   def _chips(self, text: str) -> int:
     """How many chips take part in a collective together."""

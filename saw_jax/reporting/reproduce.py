@@ -70,9 +70,6 @@ def main() -> int:
     return _stopped()
 
 
-# --- one table ---------------------------------------------------------------
-
-
 class Row(NamedTuple):
   """What one process trains: a row's missing seeds, from one start."""
 
@@ -298,9 +295,6 @@ def _steps(row: Row) -> int:
 def _stopped() -> int:
   print(f"stopped; the same command goes on:\n  {command_line.again()}")
   return command_line.INTERRUPTED
-
-
-# --- all tables --------------------------------------------------------------
 
 
 class Job(NamedTuple):

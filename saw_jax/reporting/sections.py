@@ -122,9 +122,6 @@ def _draw_main(found: Found, file: str, label: str, metric: str, panels=None):
   _draw(found, file, {label: metric}, chosen)
 
 
-# --- paired differences ------------------------------------------------------
-
-
 def paired_differences(found: Found) -> list[str]:
   """What `compare` finds, as a table."""
   differences, table = compare(found), found.table
@@ -243,9 +240,6 @@ def _draw_differences(found: Found, columns: Sequence[str], file: str) -> None:
     plots.difference_forest(panels, **found.picture(file))
 
 
-# --- tables of several rewards -----------------------------------------------
-
-
 def before_and_after(found: Found) -> list[str]:
   """Greedy scores at both ends, over seeds, and over examples if evaluated."""
   rows = []
@@ -330,9 +324,6 @@ def _draw_rewards(found: Found) -> list[str]:
   return []
 
 
-# --- tables of figures over steps: episodes, benchmarks ----------------------
-
-
 def _by_kind(found: Found) -> list[str]:
   """Success by kind of task, where there are kinds."""
   rows, kinds = [], set()
@@ -391,9 +382,6 @@ def picture_name(metric: str, metrics: Iterable[str]) -> str:
   last = metric.rpartition("/")[2]
   alike = [name for name in metrics if name.rpartition("/")[2] == last]
   return last if len(alike) == 1 else metric.replace("/", "_")
-
-
-# --- tables of runs that bought labels ---------------------------------------
 
 
 def _before(found: Found) -> list[str]:
@@ -506,9 +494,6 @@ def draw_choices(*buyers: str) -> Section:
   return section
 
 
-# --- tables whose columns are values of one thing ----------------------------
-
-
 def _rewards(found: Found) -> list[str]:
   """How many seeds fell in training, and where they ended."""
   table, form = found.table, f"{found.table.swept} {{:g}}"
@@ -594,8 +579,6 @@ def _draw_sweep(found: Found) -> list[str]:
   _draw(found, "likelihoods.png", _LIKELIHOODS, by_row, **looks)
   return []
 
-
-# --- the kinds of tables -----------------------------------------------------
 
 REWARDS = (
   functools.partial(_keep, names=("entropy", "length")),

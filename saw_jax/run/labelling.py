@@ -205,9 +205,13 @@ class VoteLabels(Labels):
       likely = np.asarray(_map(mean)(observed.log_probs, mask)).reshape(shape)
     seen = truth if strategy.sees_truth else np.zeros(shape, bool)
     groups = selection.Groups(answer_ids, likely, seen)
-    chosen, scores, counts = self._select(
-      groups, examples, state, features, step
-    )
+    if self._curves is not None:
+      chosen = self._curves.select(answer_ids, examples, step)
+      scores, counts = chosen.labelled.astype(np.float32), None
+    else:
+      draws = _keys(self._seeds, 2 * step + 1)
+      found = self._choose(state, features, groups, draws, step + 1)
+      chosen, scores, counts = jax.device_get(found)
     self._clock.lap("choose")
     labels = [[None] * shape[1] for _ in examples]
     if self._desk is not None:
@@ -238,15 +242,6 @@ class VoteLabels(Labels):
       weigh = selection.every_vote
     multipliers = jax.vmap(lambda s, x: weigh(s, x, config.soft_adv))
     return rollout._replace(multipliers=np.asarray(multipliers(chosen, scores)))
-
-  def _select(self, groups, examples, state, features, step):
-    """Which prompts are bought, their scores `[N, P]`, and probable counts."""
-    if self._curves is not None:
-      chosen = self._curves.select(groups.answer_ids, examples, step)
-      return chosen, chosen.labelled.astype(np.float32), None
-    draws = _keys(self._seeds, 2 * step + 1)
-    found = self._choose(state, features, groups, draws, step + 1)
-    return jax.device_get(found)
 
   def train(self, rows, step):
     """Trains the probes on what was bought, after the policy's update."""
