@@ -115,7 +115,8 @@ def main(_) -> None:
     before = known.get(at, {"asked": [], "figures": []})
     gone = [x for x in before["figures"] if x["commit"] in STALE.value]
     gone = {x.get("program") for x in gone} & set(PROGRAMS.value)
-    kept = [x for x in before["figures"] if x.get("program") not in gone]
+    gone, kept = gone.union(STALE.value), before["figures"]
+    kept = [x for x in kept if x.get("program", x["commit"]) not in gone]
     asked = [x for x in before["asked"] if x not in gone]
     some = [x for x in PROGRAMS.value if x not in asked]
     refused = refusal(*at)
