@@ -48,6 +48,12 @@ def _sampling(found: dict, where: topology.Topology) -> str:
   return " + ".join(f"{time:,.1f}" for time in times)
 
 
+def _compute(name: str) -> float:
+  """What all chips of a slice can do, in TFLOP/s."""
+  where = topology.read(name)
+  return where.count * where.chip["tflops"]
+
+
 def lines(
   every: Mapping[str, Sequence[Sequence[str]]],
   known: Mapping[tuple[str, str, str], Mapping],
@@ -63,7 +69,7 @@ def lines(
       found.append("Not compiled yet.")
       continue
     found += [head, "| --- " * 9 + "|"]
-    best = None
+    fitting = []
     for rows in shared:
       for where in slices:
         one = known.get((name, rows[0], where))
@@ -74,16 +80,18 @@ def lines(
           len(rows) > 4
         )
         found.append(f"| {named} | {where} | {said} | {' | '.join(figures)} |")
-        if best is None and said.startswith("yes"):
-          best = one, said
-    if best:
+        if said.startswith("yes") and rows is shared[0]:
+          fitting.append((one, said))
+    if fitting:
+      best = min(fitting, key=lambda pair: _compute(pair[0]["slice"]))
       config = best[1].removeprefix("yes").replace("`", "").split()
       words = "".join(f" --config.{word}" for word in config)
       given = best[0]["command"].split()
       row = " ".join(word for word in given if word.startswith("--config"))
       found += [
         "",
-        f"Recommended: {best[0]['slice']}, the smallest of these that fits:",
+        f"Recommended: {best[0]['slice']}, of these that fit the one whose "
+        "chips compute the least:",
       ]
       found += ["", f"    saw train {row}{words} --workdir=runs/{name}"]
   return found

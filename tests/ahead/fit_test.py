@@ -236,15 +236,16 @@ def test_the_page_recommends_what_fits_with_what_was_changed():
     return {("a/b", "x", where): more | {"figures": figures}}
 
   known = one("v5e-8", generate, big) | one("v5e-16", generate, update)
-  known |= one("v5e-64", update)
-  places = ["v5e-8", "v5e-16", "v5e-64"]
+  known |= one("v5e-64", generate, update) | one("v6e-8", update)
+  places = ["v5e-64", "v5e-8", "v5e-16", "v6e-8"]
   said = scale_page.lines({"a/b": [["x", "y"]]}, known, places)
-  no, yes, part = (line for line in said if line.startswith("| x, y"))
+  _, no, yes, part = (line for line in said if line.startswith("| x, y"))
   assert "| no: update | 16.00 of 15.75 | 1.31 |" in no
   # Two updates and a call, of 400 GB and two seconds each.
   assert "| yes `loop.num_microbatches=4` |" in yes
   assert yes.endswith("| 1,200 | 6.0 | 0.5 + 1.5 | abc |")
   assert "sampling not compiled" in part
+  assert any("Recommended: v5e-16" in line for line in said)
   assert said[-1].strip() == (
     "saw train --config=a/b:row=x,scale=paper "
     "--config.loop.num_microbatches=4 --workdir=runs/a/b"
