@@ -73,8 +73,11 @@ def train(
         session.show(source.samples(scored, batch))
       tokens = float((np.asarray(batch.roles) == POLICY).sum())
       session.log(rows, tokens, learner.faults)
-      score = session.evaluate()
-      session.save(source.pack, score)
+      score = None
+      try:
+        score = session.evaluate()
+      finally:  # What was learned is kept where that fails, too.
+        session.save(source.pack, score)
     return session.result()
 
 

@@ -120,6 +120,16 @@ class TestBadRewards:
     assert ("example 100" in str(error.value)) == bool(interval)
     assert not (tmp_path / "metrics.jsonl").read_text()
 
+  def test_one_that_fails_held_out_loses_no_step(self, tmp_path):
+    task = Scored(lambda e, values: values if e.key < 1000 else values[:1])
+    how = {"evaluation": {"interval": 0}}
+    with pytest.raises(RewardError, match="letters"):
+      run(tmp_path, [0], task=task, **how)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    result = run(tmp_path, [0], **how)  # with a reward that was mended
+    assert result.finished and result.step == 4
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
   def test_what_was_not_scored_is_masked_and_counted(self, tmp_path):
     # Nobody can say how small the letters of every other prompt are.
     task = Scored(lambda e, x: (x[0], None if e.key % 2 else x[1]))
