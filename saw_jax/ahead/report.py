@@ -35,7 +35,7 @@ def roofline(found: Figures, topology: Topology) -> dict[str, float]:
   Nobody runs faster than the slowest of them, if all is done at once.
   """
   chip = topology.chip
-  if chip is None or "memory" not in found:
+  if chip is None or found.keys().isdisjoint(("moved", "sent")):
     return {}
   sent = sum(entry[-1] for entry in found.get("moved", ()))
   return {

@@ -74,7 +74,7 @@ class TestFixedLag:
     sections = {"rollout": {"length_groups": 2}, "loop": loop}
     sections["algorithm"] = CLIPPED if num_minibatches > 1 else ASYMPO
     run(tmp_path / "a", sections=sections, lag=0)
-    run(tmp_path / "b", sections=sections, protocol="none")
+    run(tmp_path / "b", sections=sections, protocol="none", lag=0)
     a, b = curves(tmp_path / "a"), curves(tmp_path / "b")
     assert not any(name.startswith("lag/") for name in b)
     helpers.assert_equal_curves(b, {name: a[name] for name in b})
@@ -132,7 +132,7 @@ class TestResume:
 
   @pytest.mark.slow
   def test_a_synchronous_checkpoint_has_no_queue(self, tmp_path):
-    run(tmp_path, [0], {"loop": {"num_steps": 1}}, protocol="none")
+    run(tmp_path, [0], {"loop": {"num_steps": 1}}, protocol="none", lag=0)
     (tmp_path / "final.json").unlink()
     with pytest.raises(ValueError, match="no queue"):
       run(tmp_path, [0])
