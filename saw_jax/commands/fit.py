@@ -135,6 +135,6 @@ def _report(where, every) -> bool:
       said = [json.dumps(found)]
     print(*said, sep="\n", flush=True)
   fits, said = report.verdict(kept, where)
-  if not flags.FLAGS.json:
+  if said and not flags.FLAGS.json:
     print(*said, sep="\n")
   return fits
