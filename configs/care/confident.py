@@ -95,6 +95,7 @@ TABLE = dataclasses.replace(
     "controls": _CONTROLS,
   },
   primary=("care - entropy", "right, sampled"),
+  controls=("care - entropy_gate",),
   comparisons=(
     ("care", "random"),
     ("care", "entropy"),

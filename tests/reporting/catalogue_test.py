@@ -46,6 +46,7 @@ class TestTable:
     rows |= {run.row for run in table.runs.values()}
     assert rows <= set(table.rows)
     label, heading = table.primary
+    assert label not in table.controls  # which stand beside it
     pair, _, value = label.partition(f", {table.swept} ")
     assert tuple(pair.split(" - ")) in table.comparisons
     values = {run.value for run in table.runs.values()}
