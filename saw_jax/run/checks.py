@@ -112,13 +112,9 @@ def _unheard(made: Experiment) -> Conflicts:
 
 def _check_actors(made: Experiment, num_seeds: int) -> None:
   """Whether the devices of an actor can share what it is asked for."""
-  prompts = made.loop.prompts_per_step // made.rollout.length_groups
   try:
-    if prompts % (shards := actor_lift(made, num_seeds).num_shards):
-      raise ValueError(
-        f"the {prompts} prompts that are sampled at a time (loop.prompts_per_"
-        f"step by rollout.length_groups) do not split over {shards} of them"
-      )
+    shards = actor_lift(made, num_seeds).num_shards
+    _refuse(_conflicts_of_prompts(made, shards))
   except ValueError as error:
     raise ValueError(f"asynchronous.actor_devices: {error}") from None
 
@@ -301,34 +297,43 @@ def splitting(made: Experiment, num_shards: int) -> dict[str, int]:
   return found
 
 
+def _fewer(made: Experiment, num_shards: int, key: str) -> str:
+  """Says with how many parts a step splits over devices."""
+  count = splitting(made, num_shards).get(key)
+  return f"{key}={count} does" if count else "take more loop.prompts_per_step"
+
+
+def _conflicts_of_prompts(made: Experiment, num_shards: int) -> Conflicts:
+  """How the prompts of a call of the sampler are cut."""
+  prompts = made.loop.prompts_per_step // made.rollout.length_groups
+  return {
+    f"the {prompts} prompts that are sampled at a time (loop.prompts_per_step "
+    f"by {_GROUPS}) do not split over the {num_shards} devices that have rows: "
+    f"{_fewer(made, num_shards, _GROUPS)}": prompts % num_shards > 0
+  }
+
+
 def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
   """How the rows of a step are cut, into updates and over devices."""
   loop, calls = made.loop, made.episodes.rows_per_call
-  prompts, groups = loop.prompts_per_step, made.rollout.length_groups
   over = f"do not split over the {num_shards} devices that have rows"
   if made.method.per_step:  # whose rows are filled up
+    groups, is_apart = loop.prompts_per_step, made.parallel.lift == "pmapped"
     return {
-      f"the {prompts} groups of a step {over}": (
-        made.parallel.lift == "pmapped" and prompts % num_shards > 0
+      f"the {groups} groups of a step {over}": (
+        is_apart and groups % num_shards > 0
       ),
       f"episodes.rows_per_call is {calls}, which {over}": (
         calls % num_shards > 0
       ),
     }
-  rows = prompts * loop.group_size
+  rows = loop.prompts_per_step * loop.group_size
   parts = loop.num_minibatches * loop.num_microbatches
-  larger = "a larger step (loop.prompts_per_step)"
-  advice = {_GROUPS: larger, _PARTS: larger}
-  for key, count in splitting(made, num_shards).items():
-    advice[key] = f"{key}={count} does"
-  return {
-    f"the {prompts // groups} prompts that are sampled at a time "
-    f"(loop.prompts_per_step by {_GROUPS}) {over}: {advice[_GROUPS]}": (
-      prompts // groups % num_shards > 0
-    ),
+  fewer = _fewer(made, num_shards, _PARTS)
+  return _conflicts_of_prompts(made, num_shards) | {
     f"the {rows} responses of a step do not split into {parts} equal parts "
     "(loop.num_minibatches x loop.num_microbatches)": rows % parts > 0,
-    f"the {rows // parts} rows of a micro-batch {over}: {advice[_PARTS]}": (
+    f"the {rows // parts} rows of a micro-batch {over}: {fewer}": (
       rows // parts % num_shards > 0
     ),
   }

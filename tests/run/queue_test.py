@@ -253,7 +253,7 @@ class TestDeaths:
     ),
     (
       {"actors": 1, "actor_devices": 3, "sections": {"parallel": MESHED}},
-      "the 4 prompts .* over 3 of them",
+      "the 4 prompts .* over the 3 devices .* take more loop",
     ),
     ({"actors": -1}, "0 or more"),
     ({"sections": {"loop": {"num_minibatches": 2}}}, "num_minibatches is 2"),
