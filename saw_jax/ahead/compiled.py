@@ -162,14 +162,12 @@ class Compiler:
       compiled = lowered.compile(_QUICK if self.topology.compiles else None)
     except jax.errors.JaxRuntimeError as error:
       found["compile_s"] = time.time() - begun
-      return found | {"needs": found["beside"] + _asked(error, found)}
+      return found | {"needs": found["beside"] + asked(error)}
     found["compile_s"] = time.time() - begun
     memory = compiled.memory_analysis()
-    found["temporaries"] = memory.temp_size_in_bytes
-    # Results that take an argument's place need none.
-    found["results"] = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    found["needs"] = memory.argument_size_in_bytes + found["beside"]
-    found["needs"] += found["temporaries"] + found["results"]
+    most = at_most(memory, self.topology.compiles)
+    found["temporaries"] = most - memory.argument_size_in_bytes
+    found["needs"] = most + found["beside"]
     module = hlo.Module(compiled.as_text(), count, *program.loops)
     read = module.read()
     found |= {"memory": read.memory, "unknown_loops": read.unknown}
@@ -193,13 +191,26 @@ def _work(products: float, read: hlo.Found) -> dict[str, float]:
   return {"flops": products, "memory": read.memory, "sent": sent}
 
 
-def _asked(error: Exception, found: Mapping) -> float:
-  """What a program that has no room asked for, by what the compiler says."""
+def at_most(memory: Any, exact: bool) -> int:
+  """Bytes of a device that a program holds at one time, by its compiler.
+
+  libtpu's peak is what it holds against the chip's memory: a program that does
+  not fit is refused with just that figure. What it says of temporaries is more
+  than there ever are together. The partitioner is not `exact`: all is added up,
+  less results that take an argument's place.
+  """
+  if exact:
+    return memory.peak_memory_in_bytes
+  sizes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+  return sizes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def asked(error: Exception) -> float:
+  """What a program that has no room asked for, its arguments among it."""
   said = re.search(r"(Used|temporaries) \(?([\d.]+)([KMGT])", str(error))
   if not said:
     raise error
-  size = float(said[2]) * 1024 ** " KMGT".index(said[3])
-  return size + found["arguments"] * (said[1] == "temporaries")
+  return float(said[2]) * 1024 ** " KMGT".index(said[3])
 
 
 def _what(one: hlo.Moved, sizes: Mapping[int, str]) -> str:

@@ -33,9 +33,7 @@ _FREE = set(
 _CALLS = ("call", "conditional", "async-start")
 _PARTS = "calls to_apply branch_computations called_computations".split()
 _PARTS += ["true_computation", "false_computation"]
-# Which operand of an instruction is put into the first, which stays.
-_PUTS = {"dynamic-update-slice": 1, "scatter": 2}
-_CUTS = ("dynamic-slice", "gather", *_PUTS)
+_CUTS = ("dynamic-slice", "gather", "dynamic-update-slice", "slice-start")
 _KNOWN = {
   "add": operator.add,
   "subtract": operator.sub,
@@ -223,9 +221,7 @@ class Module:
       each, deeper = times * (count or 1), lost + (count is None)
       self.unknown += count is None
       if parts and rare and name != rare[1]:
-        within = (rare[0], "")
-        if count is None or rare[1]:
-          each = rare[0] * (count or self.reads)
+        each, within = rare[0] * (count or self.reads), (rare[0], "")
       elif count is None and lost == 1 and self.steps:
         size, name = self._stepping(one, inside)
         each, within = times * max(1, self.steps // size), (times, name)
@@ -257,10 +253,23 @@ class Module:
       for one in self.computations[name].values()
     )
 
+  def _goes_on(self, at: str, one: Instruction) -> bool:
+    """Whether a collective is one that another fusion has begun."""
+    part = self.computations[at].values()
+    begins = any("AsyncCollectiveStart" in x.rest for x in part)
+    return _is_under_way(one) and not begins
+
   def read(self, scope: str = "") -> Found:
     """What instructions of a named scope move, each as often as it runs."""
     moved, memory = [], 0.0
     self.unknown = 0
+    fused = {
+      part
+      for computation in self.computations.values()
+      for one in computation.values()
+      if one.op == "fusion"
+      for part in self.called(one, "calls")
+    }
     for at, name, times in self.walk(self.entry):
       one = self.computations[at][name]
       if scope not in one.rest:
@@ -268,6 +277,8 @@ class Module:
       kind = _kind(one.op)
       if at.startswith("all-reduce-scatter"):  # a fusion that keeps a part
         kind = kind.replace("all-reduce", "reduce-scatter")
+      if at in fused and (kind not in COLLECTIVES or self._goes_on(at, one)):
+        continue  # It is the fusion's, or counted where it began.
       if kind in COLLECTIVES:
         types = [self.computations[at][x].type for x in one.operands]
         own = [array for text in types for array in arrays(text)]
@@ -297,52 +308,65 @@ class Module:
     for number, operand in enumerate(one.operands):
       source = self.computations[at].get(operand)
       whole = _bytes(source.type) if source else 0
-      read += min(whole, self._read_by(at, one, number, math.inf))
+      read += min(whole, self._read_of(at, one, operand, number))
+      if one.op.endswith("-start"):  # names operands among its results
+        read -= whole
     return read + min(_bytes(one.type), self._written(at, one))
 
-  def _read_by(self, at: str, user: Instruction, number: int, after: float):
-    """Bytes that an instruction reads of an operand; infinite: all of it.
-
-    Of what it gives on as its result, `after` is read.
-    """
+  def _read_of(self, at: str, user: Instruction, name: str, number: int):
+    """Bytes that an instruction reads of an operand; infinite: all of it."""
     if user.op in _CUTS:
       return self._part(at, user) if number == 0 else math.inf
-    inside = self.called(user, "calls") if user.op == "fusion" else []
-    for name, one in self.computations[inside[0]].items() if inside else ():
-      if one.op == "parameter" and int(one.given) == number:
-        return self._reads(inside[0], name, after)
-    return math.inf
-
-  def _reads(self, at: str, name: str, after: float) -> float:
-    """Bytes that a fusion reads of an array in it, by whatever name."""
-    read = after if name == self.roots[at] else 0.0
-    for user, one in self.computations[at].items():
-      for number, operand in enumerate(one.operands):
-        if operand == name and one.op == "bitcast":
-          read += self._reads(at, user, after)
-        elif operand == name:
-          is_fusion = one.op == "fusion"
-          given = self._reads(at, user, after) if is_fusion else math.inf
-          read += self._read_by(at, one, number, given)
-    return read
+    if user.op not in ("fusion", "bitcast"):
+      return math.inf
+    inside = [at] if user.op == "bitcast" else self.called(user, "calls")
+    if not inside:
+      return math.inf
+    part = self.computations[inside[0]]
+    if user.op == "fusion":
+      name = next(
+        x
+        for x, one in part.items()
+        if one.op == "parameter" and int(one.given) == number
+      )
+    else:
+      name = next(x for x, one in part.items() if one is user)
+    return sum(
+      self._read_of(inside[0], one, name, i)
+      for one in part.values()
+      for i, operand in enumerate(one.operands)
+      if operand == name and one.op != "tuple" and not _is_under_way(one)
+    )
 
   def _written(self, at: str, one: Instruction) -> float:
     """Bytes of a result, or what is written into an array that stays."""
     part = self.computations[at]
     if one.op == "fusion" and (inside := self.called(one, "calls")):
-      root = self.computations[inside[0]][self.roots[inside[0]]]
-      return min(_bytes(one.type), self._written(inside[0], root))
+      made = self._made(inside[0], self.roots[inside[0]])
+      return min(_bytes(one.type), made)
     if one.op == "tuple":
-      return sum(self._written(at, part[x]) for x in one.operands if x in part)
+      return sum(self._made(at, name) for name in one.operands)
     if one.op == "bitcast" and one.operands[0] in part:
       return self._written(at, part[one.operands[0]])
     return self._part(at, one)
 
+  def _made(self, at: str, name: str) -> float:
+    """What a fusion writes of a result: nothing, if that is handed on."""
+    one = self.computations[at].get(name)
+    if one is None or one.op == "parameter" or _is_under_way(one):
+      return 0.0
+    return self._written(at, one)
+
   def _part(self, at: str, one: Instruction) -> float:
     """Bytes of a result, or of the part of an array that it replaces."""
-    if one.op in _PUTS:
-      one = self.computations[at].get(one.operands[_PUTS[one.op]])
+    if one.op == "dynamic-update-slice":
+      one = self.computations[at].get(one.operands[1])
     return sum(size for _, size, _ in arrays(one.type)) if one else 0
+
+
+def _is_under_way(one: Instruction) -> bool:
+  """Whether it is of a collective that several fusions have part in."""
+  return any(name in one.rest for name in ("chain_id=", "AsyncCollective"))
 
 
 def _kind(op: str) -> str:

@@ -82,7 +82,7 @@ def _program(found: Figures, topology: Topology) -> Iterator[str]:
     f"{found['program']}{how}, {found['runs']:g} a step: {said}, "
     f"{found['needs'] / GIB:.2f}{room} GiB"
   )
-  parts = ("arguments", "temporaries", "results", "beside", "cache")
+  parts = ("arguments", "temporaries", "beside", "cache")
   sizes = [f"{x} {found[x] / GIB:.3f}" for x in parts if x in found]
   yield f"  HBM       {', '.join(sizes)}"
   if found["model_flops"]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import types
 
 import jax
 import pytest
@@ -122,12 +123,32 @@ class TestTopologies:
     assert all("https://" in chip["source"] for chip in topology.CHIPS.values())
 
 
+class TestMemory:
+  def test_a_peak_is_what_libtpu_holds_against_a_chip(self):
+    # care/math's update, of 32 and of 64 parts: v5e-8 refuses the first with
+    # the figure that v6e-8 has as its peak, and takes the second.
+    G = 2**30
+    sizes = {"argument": 5.63, "output": 5.62, "alias": 5.62, "temp": 19.41}
+    sizes = {f"{key}_size_in_bytes": x * G for key, x in sizes.items()}
+    memory = types.SimpleNamespace(peak_memory_in_bytes=17.65 * G, **sizes)
+    error = RuntimeError(
+      "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required "
+      "for HLO temporaries (17.65G) exceeds available HBM (15.75G)."
+    )
+    assert compiled.at_most(memory, True) == compiled.asked(error) == 17.65 * G
+    assert compiled.at_most(memory, False) == pytest.approx(25.04 * G)
+
+  def test_another_error_is_passed_on(self):
+    with pytest.raises(RuntimeError, match="another"):
+      compiled.asked(RuntimeError("another one"))
+
+
 class TestReport:
   FOUND = {
     **{"program": "update", "runs": 2, "beside": 0.0, "arguments": 4 * 2**30},
     **{"flops": 197e12, "model_flops": 150e12, "memory": 819e9 / 2},
     **{"moved": [["all-gather", "weights mlp", 3, 400e9]], "compile_s": 1.0},
-    **{"temporaries": 2**30, "results": 0, "needs": 5 * 2**30},
+    **{"temporaries": 2**30, "needs": 5 * 2**30},
     "commit": "abc",
   }
 
