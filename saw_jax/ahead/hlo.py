@@ -33,7 +33,9 @@ _FREE = set(
 _CALLS = ("call", "conditional", "async-start")
 _PARTS = "calls to_apply branch_computations called_computations".split()
 _PARTS += ["true_computation", "false_computation"]
-_CUTS = ("dynamic-slice", "gather", "dynamic-update-slice", "slice-start")
+# Which operand of an instruction is put into the first, which stays.
+_PUTS = {"dynamic-update-slice": 1, "scatter": 2}
+_CUTS = ("dynamic-slice", "gather", "slice-start", *_PUTS)
 _KNOWN = {
   "add": operator.add,
   "subtract": operator.sub,
@@ -221,7 +223,9 @@ class Module:
       each, deeper = times * (count or 1), lost + (count is None)
       self.unknown += count is None
       if parts and rare and name != rare[1]:
-        each, within = rare[0] * (count or self.reads), (rare[0], "")
+        within = (rare[0], "")
+        if count is None or rare[1]:
+          each = rare[0] * (count or self.reads)
       elif count is None and lost == 1 and self.steps:
         size, name = self._stepping(one, inside)
         each, within = times * max(1, self.steps // size), (times, name)
@@ -308,35 +312,36 @@ class Module:
     for number, operand in enumerate(one.operands):
       source = self.computations[at].get(operand)
       whole = _bytes(source.type) if source else 0
-      read += min(whole, self._read_of(at, one, operand, number))
+      read += min(whole, self._read_by(at, one, number, math.inf))
       if one.op.endswith("-start"):  # names operands among its results
         read -= whole
     return read + min(_bytes(one.type), self._written(at, one))
 
-  def _read_of(self, at: str, user: Instruction, name: str, number: int):
-    """Bytes that an instruction reads of an operand; infinite: all of it."""
+  def _read_by(self, at: str, user: Instruction, number: int, after: float):
+    """Bytes that an instruction reads of an operand; infinite: all of it.
+
+    Of what it gives on as its result, `after` is read.
+    """
     if user.op in _CUTS:
       return self._part(at, user) if number == 0 else math.inf
-    if user.op not in ("fusion", "bitcast"):
-      return math.inf
-    inside = [at] if user.op == "bitcast" else self.called(user, "calls")
-    if not inside:
-      return math.inf
-    part = self.computations[inside[0]]
-    if user.op == "fusion":
-      name = next(
-        x
-        for x, one in part.items()
-        if one.op == "parameter" and int(one.given) == number
-      )
-    else:
-      name = next(x for x, one in part.items() if one is user)
-    return sum(
-      self._read_of(inside[0], one, name, i)
-      for one in part.values()
-      for i, operand in enumerate(one.operands)
-      if operand == name and one.op != "tuple" and not _is_under_way(one)
-    )
+    inside = self.called(user, "calls") if user.op == "fusion" else []
+    for name, one in self.computations[inside[0]].items() if inside else ():
+      if one.op == "parameter" and int(one.given) == number:
+        return self._reads(inside[0], name, after)
+    return math.inf
+
+  def _reads(self, at: str, name: str, after: float) -> float:
+    """Bytes that a fusion reads of an array in it, by whatever name."""
+    read = after if name == self.roots[at] else 0.0
+    for user, one in self.computations[at].items():
+      for number, operand in enumerate(one.operands):
+        if operand == name and one.op == "bitcast":
+          read += self._reads(at, user, after)
+        elif operand == name and one.op != "tuple" and not _is_under_way(one):
+          is_fusion = one.op == "fusion"
+          given = self._reads(at, user, after) if is_fusion else math.inf
+          read += self._read_by(at, one, number, given)
+    return read
 
   def _written(self, at: str, one: Instruction) -> float:
     """Bytes of a result, or what is written into an array that stays."""
@@ -359,8 +364,8 @@ class Module:
 
   def _part(self, at: str, one: Instruction) -> float:
     """Bytes of a result, or of the part of an array that it replaces."""
-    if one.op == "dynamic-update-slice":
-      one = self.computations[at].get(one.operands[1])
+    if one.op in _PUTS:
+      one = self.computations[at].get(one.operands[_PUTS[one.op]])
     return sum(size for _, size, _ in arrays(one.type)) if one else 0
 
 

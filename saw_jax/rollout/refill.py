@@ -186,10 +186,12 @@ class _Ring(Sampler):
       row, store = loop.begun, loop.store
       prompt = row // G
       if self._num_held < P:
-        # A loop of no round or one: a condition would copy the store.
+        # A loop of no round or one: a condition would copy the store. What it
+        # reads follows from the store, which XLA takes out of the loop else.
+        end = lambda store: store.start + self._num_held  # noqa: E731
         store = jax.lax.while_loop(
-          lambda store: prompt >= store.start + self._num_held,
-          lambda _: self._read(jnp.minimum(prompt, P - self._num_held)),
+          lambda store: prompt >= end(store),
+          lambda store: self._read(jnp.minimum(end(store), P - self._num_held)),
           store,
         )
       slot, place = jnp.argmin(loop.slots.live_N), prompt - store.start

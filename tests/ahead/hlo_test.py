@@ -1,6 +1,8 @@
 """What a compiled program moves, by hand and against real ones."""
 
+import dataclasses
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from saw_jax.ahead import flops, hlo
 from saw_jax.models import kernels
+from saw_jax.rollout import refill
+from tests.training.sampling_test import CONFIG, SETTINGS, seeds_of
 
 # Two loops of 3 and of 4 - 1 trips, one in the other, as libtpu writes them: no
 # count is said, a bound comes in with what is carried, and the inner condition
@@ -126,6 +130,57 @@ def test_a_loop_reads_the_slice_and_not_the_stack():
   # rest is small; the whole stack in each of the L trips would be L times that.
   assert 1 <= found.memory / (L * D * D * 4) < 5
   assert not found.unknown
+
+
+def test_what_a_fusion_hands_on_is_read_by_whom_it_is_handed_to():
+  # A weight by another name, a slice of a stack by another, and a row that is
+  # put in its place; each in a fusion of its own in a fusion, as libtpu does.
+  text = """
+%again (a: bf16[4,8,8]) -> bf16[4,64] {
+  %a = bf16[4,8,8]{2,1,0} parameter(0)
+  ROOT %b = bf16[4,64]{1,0} bitcast(%a)
+}
+
+%inside (w: bf16[4,8,8], i: s32[], x: bf16[2,4]) -> bf16[2,64] {
+  %w = bf16[4,8,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = bf16[2,4]{1,0} parameter(2)
+  %v = bf16[4,64]{1,0} fusion(%w), kind=kLoop, calls=%again
+  ROOT %y = bf16[2,64]{1,0} WHAT
+}
+
+ENTRY %main (w: bf16[4,8,8], i: s32[], x: bf16[2,4]) -> bf16[2,64] {
+  %w = bf16[4,8,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = bf16[2,4]{1,0} parameter(2)
+  ROOT %y = bf16[2,64]{1,0} fusion(%w, %i, %x), kind=kOutput, calls=%inside
+}
+"""
+  whole, result, row = 2 * 4 * 64, 2 * 2 * 64, 2 * 2 * 4
+
+  def touched(what):
+    module = hlo.Module(text.replace("WHAT", what), 1)
+    return module.touched("main", module.computations["main"]["y"])
+
+  assert touched("convolution(%x, %v)") == row + whole + result
+  assert touched("dynamic-slice(%v, %i, %i)") == result + 4 + result
+  assert touched("scatter(%v, %i, %x), to_apply=%z") == row + 4 + 2 * row
+
+
+def test_a_sampler_reads_prompts_once_for_their_rows():
+  params, prompts, keys = jax.tree.map(lambda x: x[0], seeds_of(1))
+  settings = dataclasses.replace(SETTINGS, cache_tokens=60)
+  assert refill.slots(settings, 8, 5) == (4, 1)
+  fn = refill.make_generate(CONFIG, settings)
+  text = jax.jit(fn).lower(params, prompts, keys).compile().as_text()
+  module = hlo.Module(text, 1, steps=100, reads=8)
+  times = {
+    count
+    for at, name, count in module.walk(module.entry)
+    if re.search(r"prefill.*/dot_gen", module.computations[at][name].rest)
+  }
+  # XLA takes out of a loop what is alike in all its rounds: of each row, then.
+  assert times == {8}
 
 
 def test_a_real_program_on_four_devices():
