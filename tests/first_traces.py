@@ -12,10 +12,12 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from saw_jax.ahead import compiled, programs
 from saw_jax.run import checks, experiment
 from saw_jax.run import config as config_lib
+from saw_jax.training import batch as batch_lib
 from saw_jax.training import estimation, objective
 
 DEVICES = jax.devices()
@@ -103,6 +105,20 @@ def parts_of(run) -> dict[str, set[str]]:
 
 
 def main() -> None:
+  # The parts of a batch are alike, and nothing but shapes is read.
+  pack = batch_lib.pack_rows
+
+  def pack_a_part(batch, layout):
+    K = layout.num_microbatches
+    part = jax.tree.map(lambda x: x[:, : x.shape[1] // K], batch)
+    one = pack(part, dataclasses.replace(layout, num_microbatches=1)).packing
+    packing = jax.tree.map(
+      lambda x: np.broadcast_to(x[:, :1], (1, K * x.shape[1], *x.shape[2:])),
+      one,
+    )
+    return batch.replace(packing=packing)
+
+  batch_lib.pack_rows = pack_a_part
   # The rows of a table have the same forward pass: one trace for all of them.
   make = objective.make_forward
   objective.make_forward = functools.cache(

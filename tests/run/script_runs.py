@@ -69,7 +69,7 @@ def wait_for(processes, condition):
     for process in processes:
       assert process.poll() is None, process.communicate()[0]
     assert time.monotonic() < end
-    time.sleep(0.0005)
+    time.sleep(0.002)
 
 
 def kill(*processes):

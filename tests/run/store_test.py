@@ -162,7 +162,7 @@ def test_the_door_reads_and_lengthens_what_another_machine_has_trained(bucket):
 
 @pytest.mark.slow
 def test_hosts_go_on_from_parts_of_others(bucket, tmp_path, tmp_path_factory):
-  pair = two_processes_test.pair_of("tools", tmp_path_factory)
+  pair = two_processes_test.pair(tmp_path_factory)
   before = (sys.executable, "-m", "tests.store_fake", tmp_path / "store")
   how = script_runs.TOOLS, {**two_processes_test.FIELDS, "before": before}
   both = two_processes_test.start(ADDRESS, *how)

@@ -43,36 +43,35 @@ FIELDS = {
 }
 
 
-# Labels that are bought for answers of before the last update, and episodes.
-KINDS = {
-  "tools": (script_runs.TOOLS, FIELDS),
-  "labels": (
-    "care/knights:row=care,scale=tiny",
-    {
-      **FIELDS,
-      "rollout.max_new_tokens": 16,
-      "asynchronous.protocol": "fixed_lag",
-      "asynchronous.lag": 1,
-      "loop.num_steps": 3,
-      "loop.prompts_per_step": 20,
-      "loop.num_microbatches": 1,
-      "loop.group_size": 2,
-      "parallel.fsdp": 1,
-    },
-  ),
-  "episodes": (
-    "paw/household:row=gigpo_paw,scale=tiny",
-    {
-      **FIELDS,
-      "loop.num_microbatches": 1,
-      "loop.group_size": 2,
-      "episodes.rows_per_call": 8,
-      "task.options.max_steps": 3,
-      "loop.num_steps": 4,
-      "algorithm.entropy_coefficient": 0.01,
-    },
-  ),
-}
+# Labels that are bought for answers of before the last update.
+LABELS = (
+  "care/knights:row=care,scale=tiny",
+  {
+    **FIELDS,
+    "warm_start.num_steps": 0,
+    "rollout.max_new_tokens": 16,
+    "asynchronous.protocol": "fixed_lag",
+    "asynchronous.lag": 1,
+    "loop.num_steps": 3,
+    "loop.prompts_per_step": 20,
+    "loop.num_microbatches": 1,
+    "loop.group_size": 2,
+    "parallel.fsdp": 1,
+  },
+)
+EPISODES = (
+  "paw/household:row=gigpo_paw,scale=tiny",
+  {
+    **FIELDS,
+    "warm_start.num_steps": 0,
+    "loop.num_microbatches": 1,
+    "loop.group_size": 2,
+    "episodes.rows_per_call": 8,
+    "task.options.max_steps": 3,
+    "loop.num_steps": 4,
+    "algorithm.entropy_coefficient": 0.01,
+  },
+)
 
 
 def start(workdir, config=script_runs.TOOLS, fields=FIELDS, shape=(2, 2)):
@@ -96,15 +95,15 @@ def finish(workdir, *how):
   return [script_runs.finish(process) for process in start(workdir, *how)][0]
 
 
-def pair_of(kind, tmp_path_factory):
+def pair(tmp_path_factory):
   """A run of two processes: one for all tests, and all of pytest's workers."""
   root = tmp_path_factory.getbasetemp()
   root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-  folder = root / f"pair_of_{kind}"
+  folder = root / "pair"
   with folder.with_suffix(".lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not (folder / "final.json").exists():
-      finish(folder, *KINDS[kind])
+      finish(folder)
   return folder
 
 
@@ -114,13 +113,13 @@ def run_one(workdir, name=script_runs.TOOLS, fields=FIELDS):
   build.train(build.build(config.lock(), [0], workdir), [0], directory=workdir)
 
 
-def assert_close(pair, one):
-  first, second = helpers.curves(pair), helpers.curves(one)
+def assert_close(two, one):
+  first, second = helpers.curves(two), helpers.curves(one)
   assert first.keys() == second.keys()
   for name, value in second.items():
     np.testing.assert_allclose(first[name], value, 2e-5, 1e-6, err_msg=name)
   # Adam divides by the root of a square: see parallel_test.
-  chex.assert_trees_all_close(arrays(pair), arrays(one), atol=2e-5)
+  chex.assert_trees_all_close(arrays(two), arrays(one), atol=2e-5)
 
 
 def arrays(workdir):
@@ -134,60 +133,53 @@ def arrays(workdir):
     return reader.restore(folder, restore_args=wanted)
 
 
+# Both are killed in store_test.py.
 @pytest.mark.slow
-def test_two_are_one_and_go_on_after_a_kill(tmp_path, tmp_path_factory):
-  one, killed = tmp_path / "one", tmp_path / "killed"
-  pair = pair_of("tools", tmp_path_factory)
+def test_two_are_one(tmp_path, tmp_path_factory):
+  one, two = tmp_path, pair(tmp_path_factory)
   run_one(one)
-  assert_close(pair, one)
+  assert_close(two, one)
   assert helpers.curves(one)["gradient_norm"][0, -1] > 0
-  finals = [json.loads((d / "final.json").read_text()) for d in (pair, one)]
+  finals = [json.loads((d / "final.json").read_text()) for d in (two, one)]
   assert finals[0] == finals[1]
 
-  both = start(killed)
-  script_runs.wait_for(both, lambda: script_runs.checkpoints(killed))
-  script_runs.kill(*both)
-  assert "resumed from step" in finish(killed)
-  helpers.assert_same_run(killed, pair)
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["labels", "episodes"])
-def test_two_stop_together_and_lose_nothing(tmp_path, tmp_path_factory, kind):
-  pair, how = pair_of(kind, tmp_path_factory), KINDS[kind]
-  one, broken = tmp_path / "one", tmp_path / "broken"
-  run_one(one, *how)
-  assert_close(pair, one)
-
-  # What one of them is told, all do: after the same step, saved. The first
+def test_two_stop_together_and_lose_nothing(tmp_path):
+  one, two = tmp_path / "one", tmp_path / "two"
+  # What one of them is told, both do: after the same step, saved. The first
   # step compiles, which takes longer than the service takes to tell.
-  both = start(broken, *how)
-  script_runs.wait_for(both, (broken / "run.html").exists)
+  both = start(two, *LABELS)
+  script_runs.wait_for(both, (two / "run.html").exists)
   both[1].send_signal(signal.SIGTERM)
   said = [script_runs.finish(process, status=130) for process in both]
-  step = script_runs.checkpoints(broken)[-1]
+  step = script_runs.checkpoints(two)[-1]
   assert all(f"stopped after step {step}" in text for text in said)
-  assert not (broken / "final.json").exists()
+  assert not (two / "final.json").exists()
 
   # One is killed: the other ends, says why, and nothing is lost or doubled.
-  both = start(broken, *how)
-  script_runs.wait_for(both, lambda: has_begun(broken, step))
+  both = start(two, *LABELS)
+  script_runs.wait_for(both, lambda: has_begun(two, step))
   script_runs.kill(both[1])
   assert "on all again" in script_runs.finish(both[0], status=1, timeout=60)
-  assert "resumed from step" in finish(broken, *how)
-  helpers.assert_same_run(broken, pair)
-  assert purchases(broken) == purchases(pair)
+  assert "resumed from step" in finish(two, *LABELS)
+  run_one(one, *LABELS)
+  assert_close(two, one)
+  assert purchases(two) == purchases(one)
 
 
 # Gloo adds up round a ring, from another device on for each part of an array,
 # and one process from the first device to the last. So two devices give the
 # same sums whoever holds them, and four do where several processes have them.
 @pytest.mark.slow
-def test_who_holds_the_devices_changes_no_bit(tmp_path, tmp_path_factory):
+def test_who_holds_the_devices_changes_no_bit(tmp_path):
+  one, two, four = (tmp_path / name for name in ("one", "two", "four"))
   # Of (2, 1) and (1, 2) it was seen to hold, too.
-  finish(tmp_path / "four", *KINDS["episodes"], (4, 1))
-  two = pair_of("episodes", tmp_path_factory)
-  helpers.assert_same_run(tmp_path / "four", two)
+  finish(two, *EPISODES)
+  finish(four, *EPISODES, (4, 1))
+  helpers.assert_same_run(four, two)
+  run_one(one, *EPISODES)
+  assert_close(two, one)
 
 
 @pytest.mark.slow
@@ -207,11 +199,10 @@ def test_no_process_reads_or_holds_a_whole_model(tmp_path):
 
 
 def has_begun(workdir, step):
-  """Whether a step has bought its labels; or, without, the one before ended."""
+  """Whether a step has bought its labels."""
   time.sleep(0.05)
-  if bought := purchases(workdir):
-    return bought[-1].step >= step
-  return len(helpers.curves(workdir)["loss"][0]) > step
+  bought = purchases(workdir)
+  return bought and bought[-1].step >= step
 
 
 def purchases(workdir):
