@@ -45,6 +45,7 @@ class Kernel:
       (q, kv, kv, ("batch", None)),
       q,
       check_vma=False,
+      is_kernel=True,
     )
 
 

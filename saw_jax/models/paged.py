@@ -108,7 +108,9 @@ class Pages:
     )
     attend = _kernel if self.kernel else self._gather
     args = (q_B1NH[:, 0], *pools, *known)
-    return each(attend, args, (q, pool, pool, *rows), q)[:, None], pools
+    names = q, pool, pool, *rows
+    mixed = each(attend, args, names, q, is_kernel=self.kernel)
+    return mixed[:, None], pools
 
   def _gather(self, q_BNH, k_KXpH, v_KXpH, table_BM, lengths_B):
     (B, N, H), K = q_BNH.shape, len(k_KXpH)

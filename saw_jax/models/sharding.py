@@ -47,15 +47,19 @@ def on_each_device(
   out_names: Names,
   *,
   check_vma: bool = True,
+  is_kernel: bool = False,
 ) -> PyTree:
   """Calls `fn` by `shard_map` where arrays are split, else as it is.
 
-  Where rows do not divide evenly there are more of them, of zeros, meanwhile;
+  Kernels are always, on a mesh: XLA has none in a program that it splits. Where
+  rows do not divide evenly there are more of them, of zeros, meanwhile;
   results have the first argument's first axis.
   """
   shapes = [x.shape for x in args]
   specs = list(map(split, names, shapes))
-  if not any(axes for spec in specs for axes in spec):
+  kinds = jax.sharding.get_abstract_mesh().axis_types
+  is_split = any(axes for spec in specs for axes in spec)
+  if not (is_split or (is_kernel and AxisType.Auto in kinds)):
     return fn(*args)
   rows = len(args[0])
   lack = -rows % _count(specs[0][0] or ())

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax.models import attention, decoder, kernels
-from saw_jax.training import parallel
+from saw_jax.models import attention, decoder, kernels, paged
+from saw_jax.training import parallel, sampling
 from tests.models.sizes import ODD
 
 B, S, N, K, H = 2, 150, 4, 2, 16
@@ -77,6 +77,28 @@ def test_devices_have_rows_and_heads_of_their_own(sizes):
     with nn.logical_axis_rules(parallel.RULES):
       found = both(functools.partial(kernel, "splash"), 0, *args)
   chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (1, 1, 4), (1, 2, 2)])
+def test_kernels_are_lowered_for_a_mesh_of_tpus(sizes, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  pools = [jnp.zeros((K, 8, 16, 128), "bfloat16")] * 2
+
+  def paged_rows(_, table, lengths, *token):  # on a sampler's shard of rows
+    return paged.Pages(table, lengths, kernel=True)(*token, pools)[0]
+
+  token = [jnp.zeros((4, 1, n, 128), "bfloat16") for n in (N, K, K)]
+  rows = np.zeros((4, 8), np.int32), np.ones(4, np.int32), *token
+  sample, splash = sampling.on_shards(paged_rows, 5), kernels.KERNELS["splash"]
+  mesh = parallel.make_mesh(parallel.ParallelConfig("meshed", *sizes))
+  for rules, fn, args in (
+    (parallel.RULES, splash(jnp.asarray(SEGMENTS)).__call__, draw("bfloat16")),
+    (parallel.SAMPLING_RULES, sample, (0, *rows)),
+  ):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+      traced = jax.jit(fn).trace(*args)
+      text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
