@@ -156,6 +156,8 @@ class Compiler:
     }
     if program.cache:
       found["cache"] = program.cache
+    if program.slots:
+      found["slots"] = dict(program.slots)
     lowered = traced.lower()
     found["trace_s"], begun = time.time() - begun, time.time()
     try:
@@ -179,16 +181,18 @@ class Compiler:
     lines = [[*key, *value] for key, value in moved.items()]
     found["moved"] = sorted(lines, key=lambda line: -line[-1])
     if program.prefill_flops:
-      whole, part = _work(found["flops"], read), module.read("prefill")
-      first = _work(program.prefill_flops / count, part)
+      whole, part = _work(found["flops"], read, sizes), module.read("prefill")
+      first = _work(program.prefill_flops / count, part, sizes)
       rest = {key: size - first[key] for key, size in whole.items()}
       found["parts"] = {"prefill": first, "decode": rest}
     return found
 
 
-def _work(products: float, read: hlo.Found) -> dict[str, float]:
-  sent = sum(one.size * one.times for one in read.moved)
-  return {"flops": products, "memory": read.memory, "sent": sent}
+def _work(products: float, read: hlo.Found, sizes: Mapping) -> dict[str, float]:
+  sent = [(one.size * one.times, one.elements in sizes) for one in read.moved]
+  found = {"flops": products, "memory": read.memory}
+  found["sent"] = sum(size for size, _ in sent)
+  return found | {"weights": sum(size for size, is_weight in sent if is_weight)}
 
 
 def at_most(memory: Any, exact: bool) -> int:

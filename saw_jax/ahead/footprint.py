@@ -1,14 +1,18 @@
 """How much memory of a device a run takes: arithmetic on shapes."""
 
 import dataclasses
+import functools
 import math
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 from jax.sharding import AbstractMesh
 
 from saw_jax.models import cache as cache_lib
 from saw_jax.models import decoder, lora
+from saw_jax.models import paged as paged_lib
+from saw_jax.rollout import paged, refill
+from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.run import agents, experiment
 from saw_jax.run.sections import Experiment
 from saw_jax.training import optimizer, parallel
@@ -67,6 +71,47 @@ class Sizes(NamedTuple):
   def width(self) -> int:
     rollout = self.made.rollout
     return rollout.max_prompt_tokens + rollout.max_new_tokens
+
+  def asked(self, shards: int) -> tuple[GenerateConfig, int, int]:
+    """Of a device's call: its settings, but for how tokens are drawn, prompts,
+    and tokens of a prompt."""
+    rollout = self.made.rollout
+    cache = dict(cache_tokens=rollout.cache_tokens, page_size=rollout.page_size)
+    settings = GenerateConfig(rollout.max_new_tokens, self.group, (), **cache)
+    return settings, self.prompts // shards, rollout.max_prompt_tokens
+
+  def least_cache(self, shards: int) -> int:
+    """Tokens of the smallest cache that is tried: of two rows, or for pages."""
+    has_pages = self.made.rollout.page_size > 0
+    pages = paged.least(*self.asked(shards)) if has_pages else 0
+    return max(2 * self.width, pages)
+
+  def slots(self, shards: int) -> dict[str, Any]:
+    """How many rows a device samples at one time, and in which pages.
+
+    `full`: where all are of full length. `apart`: why there are no pages, or
+    why no kernel reads them.
+    """
+    settings, prompts, size = asked = self.asked(shards)
+    slots, held = refill.slots(*asked)
+    p, T = settings.page_size, settings.max_new_tokens
+    pages, full, apart = 0, slots, ""
+    if p and refill.fits(*asked):
+      apart = "all rows have room at once"
+    elif p and (room := paged.room(*asked)):
+      pages, own = room[-1], -(-(size + T - 1) // p) - size // p
+      full = min(slots, (pages - prompts * -(-size // p)) // own)
+      windows = self.made.decoder.windows or (0,)
+      lacks = functools.partial(paged_lib.kernel_lacks, self.made.decoder, p)
+      apart = max(map(lacks, windows))
+    elif p:
+      apart = (
+        f"{prompts:,} prompts of {size:,} tokens and a response of {T:,} take "
+        f"{paged.least(*asked):,} of rollout.cache_tokens, which is "
+        f"{settings.cache_tokens:,}"
+      )
+    rows = dict(rows=prompts * self.group, slots=slots, full=full, held=held)
+    return rows | dict(pages=pages, page_size=p, apart=apart)
 
   def forward_flops(
     self, rows: int, new: int | None = None, more: int = 0

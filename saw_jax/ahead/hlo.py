@@ -35,7 +35,8 @@ _PARTS = "calls to_apply branch_computations called_computations".split()
 _PARTS += ["true_computation", "false_computation"]
 # Which operand of an instruction is put into the first, which stays.
 _PUTS = {"dynamic-update-slice": 1, "scatter": 2}
-_CUTS = ("dynamic-slice", "gather", "slice-start", *_PUTS)
+_FETCHES = ("copy-start", "slice-start", "dynamic-slice-start")
+_CUTS = ("dynamic-slice", "gather", *_PUTS)
 _KNOWN = {
   "add": operator.add,
   "subtract": operator.sub,
@@ -98,10 +99,18 @@ def _parenthesis(text: str) -> int:
 class Module:
   """The computations of a program, from its text."""
 
-  def __init__(self, text: str, devices: int, steps: int = 0, reads: int = 1):
+  def __init__(
+    self,
+    text: str,
+    devices: int,
+    steps: int = 0,
+    reads: int = 1,
+    share: float = 1.0,
+  ):
     # Of a sampler that fills its slots again, whose loops end with the rows:
-    # tokens that a slot draws, and how often prompts are read.
-    self.steps, self.reads = steps, reads
+    # tokens that a slot draws, how often prompts are read, and which share of
+    # all pages attention reads.
+    self.steps, self.reads, self.share = steps, reads, share
     self.devices, self.computations, self.roots = devices, {}, {}
     self._ends: dict[tuple[str, str], dict[int, int | None]] = {}
     self.unknown = 0  # loops whose trips were not found: counted once
@@ -221,7 +230,6 @@ class Module:
         parts = _PARTS
       inside = functools.partial(self._given, at, one, carried)
       each, deeper = times * (count or 1), lost + (count is None)
-      self.unknown += count is None
       if parts and rare and name != rare[1]:
         within = (rare[0], "")
         if count is None or rare[1]:
@@ -229,6 +237,8 @@ class Module:
       elif count is None and lost == 1 and self.steps:
         size, name = self._stepping(one, inside)
         each, within = times * max(1, self.steps // size), (times, name)
+      else:
+        self.unknown += count is None
       for part in self.called(one, *parts):
         yield from self.walk(part, each, inside, deeper, within)
 
@@ -308,6 +318,9 @@ class Module:
 
   def touched(self, at: str, one: Instruction) -> float:
     """Bytes in HBM that an instruction reads and writes."""
+    if one.op in _FETCHES:  # Its type has both ends, in either order.
+      (_, *first), (_, *second), *_ = arrays(one.type)
+      return min(first[0], second[0]) * (first[1] + second[1])
     read = 0.0
     for number, operand in enumerate(one.operands):
       source = self.computations[at].get(operand)
@@ -324,6 +337,9 @@ class Module:
     """
     if user.op in _CUTS:
       return self._part(at, user) if number == 0 else math.inf
+    source = self.computations[at].get(user.operands[number])
+    if user.op == "custom-call" and "paged_attention" in user.rest and source:
+      return self.share * _bytes(source.type)
     inside = self.called(user, "calls") if user.op == "fusion" else []
     for name, one in self.computations[inside[0]].items() if inside else ():
       if one.op == "parameter" and int(one.given) == number:

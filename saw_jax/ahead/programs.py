@@ -8,7 +8,8 @@ need not be here.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ import numpy as np
 from saw_jax import world_model
 from saw_jax.ahead.footprint import Sizes
 from saw_jax.models import decoder, lora
-from saw_jax.rollout import refill, transcript
+from saw_jax.rollout import generate, transcript
 from saw_jax.run import agents, rollouts
 from saw_jax.run.learner import Learner
 from saw_jax.run.policy import Policy
@@ -40,10 +41,11 @@ class Program(NamedTuple):
   runs: float  # times in a step
   model_flops: float  # of one run, on all devices: what no program can save
   cache: float = 0.0  # bytes of keys and values, on a device
-  # Of a sampler: tokens that a slot draws, how often prompts are read, and the
-  # model's FLOPs of that.
-  loops: tuple[int, int] = (0, 1)
+  # Of a sampler: see `loops_of`, the model's FLOPs of reading prompts, and what
+  # `Sizes.slots` says.
+  loops: tuple[int, int, float] = (0, 1, 1.0)
   prefill_flops: float = 0.0
+  slots: Mapping[str, Any] = MappingProxyType({})
 
   def trace(self):
     """Traces it as the lift does, with the mesh and the rules that it sets."""
@@ -101,7 +103,7 @@ class _Weights(sampling.Weights):
       wanted[i] = leaves[i]  # It is the learner's own.
     self.whole = jax.tree.unflatten(jax.tree.structure(params), wanted)
     self.moved = tuple(leaves[i] for i in chosen)
-    self.copy = sampling.copier(
+    self.copy = self.moved and sampling.copier(
       tuple((wanted[i].dtype, wanted[i].sharding) for i in chosen)
     )
     if config.scan_layers:
@@ -202,14 +204,9 @@ def programs_of(policy: Outline) -> Iterator[Program]:
     made.sampling, sizes.group, record_entropies=made.method.world is not None
   )
   kept = sampler(policy.params, prompts, keys)
-  settings = policy.encoder.settings(made.sampling, sizes.group)
-  each, size = sizes.prompts // shards, made.rollout.max_prompt_tokens
-  slots, held = refill.slots(settings, each, size)
-  rounds = math.ceil(each * sizes.group / slots)
-  drawn = rounds * max(1, made.rollout.max_new_tokens - 1)
-  loops, first = (drawn, math.ceil(each / held)), sizes.sample_flops()
-  more = sum(first), sizes.cache_bytes(shards), loops, first[0]
-  yield program("generate", kept, sizes.calls, *more)
+  slots, first = sizes.slots(shards), sizes.sample_flops()
+  more = sum(first), sizes.cache_bytes(shards), loops_of(sizes, slots), first[0]
+  yield program("generate", kept, sizes.calls, *more, slots)
 
   batch, known = batch_of(made, sizes, learner), learner.programs
   passes = int(learner.needs_old) + made.method.needs_reference
@@ -230,6 +227,24 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   flops = (2 if made.lora.rank else 3) * sizes.forward_flops(rows, more=more)
   kept = known["update"](policy.state, part, policy.base)
   yield program("update", kept, loop.num_minibatches, flops)
+
+
+def loops_of(sizes: Sizes, slots: Mapping[str, Any]) -> tuple[int, int, float]:
+  """What `hlo.Module` is told of a sampler's loops, for rows of full length.
+
+  Tokens that a slot draws, in each of the loops that draw; how often prompts
+  are read, or else rows begun, in each; and the share of pages that are read.
+  """
+  rollout, rows = sizes.made.rollout, slots["rows"]
+  S, T = rollout.max_prompt_tokens, rollout.max_new_tokens
+  drawn = math.ceil(rows / slots["full"]) * max(1, T - 1)
+  parts = math.ceil(rows / (slots["held"] * sizes.group))
+  is_staged = slots["apart"] if slots["pages"] else parts == 1
+  loops = len(generate.stages(S, T)) if is_staged else 1
+  if not slots["pages"]:
+    return math.ceil(drawn / loops), parts, 1.0
+  share = slots["full"] * (S + T / 2) / (slots["pages"] * slots["page_size"])
+  return math.ceil(drawn / loops), math.ceil(rows / loops), share
 
 
 def batch_of(made: Experiment, sizes: Sizes, learner: Learner) -> TrainBatch:

@@ -85,6 +85,8 @@ def _program(found: Figures, topology: Topology) -> Iterator[str]:
   parts = ("arguments", "temporaries", "beside", "cache")
   sizes = [f"{x} {found[x] / GIB:.3f}" for x in parts if x in found]
   yield f"  HBM       {', '.join(sizes)}"
+  if "slots" in found:
+    yield f"  slots     {_slots(found['slots'])}"
   if found["model_flops"]:
     flops, needed = found["flops"], found["model_flops"]
     said = f"{flops:.3g}, of the model {needed:.3g}: {flops / needed:.2f} to 1"
@@ -95,11 +97,31 @@ def _program(found: Figures, topology: Topology) -> Iterator[str]:
     shares = [f"{k} {v:.3g} s ({v / total:.0%})" for k, v in times.items()]
     if shares:
       yield f"  {name:<9} {', '.join(shares)}"
+  if "weights" in found.get("parts", {}).get("decode", {}):
+    size = found["parts"]["decode"]["weights"]
+    said = f"{size / 1e9:.3g} GB" if size else "no"
+    yield f"  links     {said} weights, to draw tokens"
   for kind, what, count, size in found.get("moved", ())[:_LONGEST]:
     yield f"  links     {size / 1e9:.3g} GB {what}, by {count:,} {kind}"
   if found.get("unknown_loops"):
     yield f"  {found['unknown_loops']} loops of unknown length count once"
   yield f"  compiled in {found['compile_s']:.0f} s"
+
+
+def _slots(found: Mapping[str, Any]) -> str:
+  """How many rows are sampled at one time, and in which pages."""
+  said = f"{found['slots']:,} of {found['rows']:,} rows"
+  if found["slots"] > found["full"]:
+    said += f", {found['full']:,} if all are of full length"
+  if not found["page_size"]:
+    return said
+  if not found["pages"]:
+    return f"{said}, without pages: {found['apart']}"
+  how = "JAX's kernel"
+  if found["apart"]:
+    how = f"a gather, for {found['apart']}"
+  pages = f"{found['pages']:,} pages of {found['page_size']:,} tokens"
+  return f"{said}, in {pages} by {how}"
 
 
 def verdict(
@@ -128,16 +150,22 @@ def check_room(made: Experiment, topology: Topology) -> None:
   """Refuses what has no room in the smallest parts, by arithmetic."""
   count, sizes = topology.count, footprint.Sizes.of(made, topology.count)
   parts = max(1, sizes.rows // made.loop.num_minibatches // count)
-  least = {"model.remat": "full", _PARTS: parts, _CACHE: 2 * sizes.width}
+  cache = sizes.least_cache(count)
+  least = {"model.remat": "full", _PARTS: parts, _CACHE: cache}
   found = footprint.per_device(_with(made, least), count)
   held = sum(found[name] for name in footprint.HELD)
-  needs = held + sum(found[name] for name in footprint.UPDATING)
-  if needs > has(topology):
-    raise ValueError(
-      f"what is held all the time takes {held / GIB:.1f} GiB a chip, with the "
-      f"least of rows {needs / GIB:.1f} of {has(topology) / GIB:.2f}: a larger "
-      "slice, or lora.rank=16"
-    )
+  rows = sum(found[name] for name in footprint.UPDATING)
+  pool = made.rollout.page_size and found["cache of keys and values"]
+  for needs, of, help_ in (
+    (held + rows, "the least of rows", "lora.rank=16"),
+    (held + pool, "pages of all prompts and a response", "no pages"),
+  ):
+    if needs > has(topology):
+      raise ValueError(
+        f"what is held all the time takes {held / GIB:.1f} GiB a chip, with "
+        f"{of} {needs / GIB:.1f} of {has(topology) / GIB:.2f}: a larger slice, "
+        f"or {help_}"
+      )
 
 
 def reached(program: str, before: Mapping, after: Mapping) -> bool:
@@ -238,7 +266,7 @@ def _settings(
     else:
       most = math.ceil(sizes.sampled / shards) * sizes.width
       most = min(made.rollout.cache_tokens or most, most)
-      parts = range(1, most // (2 * sizes.width) + 1)
+      parts = range(1, most // sizes.least_cache(shards) + 1)
       every = ({_CACHE: most // part} for part in parts)
     for keys in every:
       keys = {k: v for k, v in keys.items() if _with(made, {k: v}) != made}

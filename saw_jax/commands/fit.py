@@ -24,6 +24,7 @@ from absl import flags
 
 from saw_jax.ahead import topology as topology_lib
 from saw_jax.run import command_line
+from saw_jax.run import config as config_lib
 
 _TRIES = 4  # of what may help a program
 
@@ -48,15 +49,20 @@ def main() -> int:
   return child.returncode or int(not fits)
 
 
+def _run(config):
+  """The run of a config, with what only flags of this command say."""
+  run, size = config_lib.typed(config), flags.FLAGS.page_size
+  return config_lib.replace(run, "rollout.page_size", size)
+
+
 def _by_arithmetic(where, config) -> int:
   from saw_jax.ahead import compiled, footprint, report
-  from saw_jax.run import config as config_lib
 
   given = flags.FLAGS
   count = where.count if where else given.devices
   most = report.has(where) if where else 1e9 * given.memory
   with command_line.checking_input():
-    made = compiled.experiment_of(config_lib.typed(config), count)
+    made = compiled.experiment_of(_run(config), count)
     sizes = footprint.per_device(made, count)
   for name, size in ((n, x) for n, x in sizes.items() if x):
     print(f"  {name:<30} {size / 1e9:9.3f} GB")
@@ -74,13 +80,12 @@ def _by_arithmetic(where, config) -> int:
 def _compile(where) -> Iterator[dict]:
   """The figures of each program, in the process that was set up for it."""
   from saw_jax.ahead import compiled, report
-  from saw_jax.run import config as config_lib
 
   given = flags.FLAGS
 
   def run_with(more):
     words = [(key, str(value)) for key, value in more.items()]
-    return config_lib.typed(command_line.given_config(*words))
+    return _run(command_line.given_config(*words))
 
   def made_with(more):
     return compiled.experiment_of(run_with(more), where.count)

@@ -162,15 +162,30 @@ def _kernel(q_BNH, k_KXpH, v_KXpH, table_BM, lengths_B):
     return attend()
 
 
+def kernel_lacks(config: DecoderConfig, page_size: int, window: int) -> str:
+  """Why JAX's kernel does not read a layer's pages, where this is traced.
+
+  Empty if it does.
+  """
+  is_auto = config.attention == "auto" and jax.default_backend() == "tpu"
+  reasons = {
+    "model.attention is not splash, nor auto on a TPU": not (
+      is_auto or config.attention == "splash"
+    ),
+    f"activations are {config.dtype}": config.dtype != "bfloat16",
+    f"heads have {config.head_size} entries, no multiple of 128": (
+      config.head_size % 128 > 0
+    ),
+    f"pages have {page_size} tokens, no multiple of 16": page_size % 16 > 0,
+    "layers have windows": window > 0,
+  }
+  return next((reason for reason, is_so in reasons.items() if is_so), "")
+
+
 def readers(config: DecoderConfig, cache: PagedCache) -> list[Pages]:
   """How each layer reads the pages, where this is traced."""
-  fits = (
-    config.dtype == "bfloat16"
-    and config.head_size % 128 == 0
-    and cache.keys[0].shape[2] % 16 == 0
-  )
-  is_auto = config.attention == "auto" and jax.default_backend() == "tpu"
-  by = fits and (config.attention == "splash" or is_auto)
-  windows = config.windows or (0,) * config.num_layers
-  known = cache.table, cache.lengths
-  return [Pages(*known, window, by and not window) for window in windows]
+  known, size = (cache.table, cache.lengths), cache.keys[0].shape[2]
+  return [
+    Pages(*known, window, not kernel_lacks(config, size, window))
+    for window in config.windows or (0,) * config.num_layers
+  ]

@@ -34,6 +34,13 @@ class _Loop(Loop):
   book: pages.Book
 
 
+def least(config: GenerateConfig, num_prompts: int, size: int) -> int:
+  """Tokens of all prompts, of one that is read beside them, and a response."""
+  p, T = config.page_size, config.max_new_tokens
+  response = -(-(T + p - 2) // p) * p
+  return num_prompts * (-(-size // p) * p) + size + response
+
+
 def room(
   config: GenerateConfig, num_prompts: int, size: int
 ) -> tuple[int, int, int] | None:
@@ -44,15 +51,13 @@ def room(
   `None`: there is none for all prompts and a response.
   """
   p, T, budget = config.page_size, config.max_new_tokens, config.cache_tokens
-  if not p:
+  if not p or budget < least(config, num_prompts, size):
     return None
-  asked, response = -(-size // p) * p, -(-(T + p - 2) // p) * p
-  left = budget - num_prompts * asked - response
+  left = budget - least(config, num_prompts, size) + size
   held = min(num_prompts, max(1, budget // (8 * size)), left // size)
-  if held < 1:
-    return None
   count = (budget - held * size) // p
-  slots = int((count * p - num_prompts * asked) / (T / 2 + p))
+  asked = num_prompts * (-(-size // p) * p)
+  slots = int((count * p - asked) / (T / 2 + p))
   return max(1, min(slots, num_prompts * config.group_size)), held, count
 
 

@@ -167,6 +167,10 @@ def _conflicts(made: Experiment) -> Conflicts:
     f"grading.limit_s is {limit}: say how many seconds above 0 it takes": (
       not limit > 0
     ),
+    f"rollout.page_size is {rollout.page_size}, and there is no "
+    "rollout.cache_tokens, of which pages are made: say how many": (
+      rollout.page_size > 0 and not rollout.cache_tokens
+    ),
     f"{task} has no reward: it needs one of `components` or more": not names,
     f"{task} has two components of one name: {', '.join(names)}": (
       len(set(names)) < len(names)

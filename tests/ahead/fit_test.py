@@ -13,6 +13,7 @@ from saw_jax.ahead import compiled, footprint, programs, report, topology
 from saw_jax.algorithms import AlgorithmConfig, KLConfig
 from saw_jax.models import decoder
 from saw_jax.models.lora import LoraConfig
+from saw_jax.run import checks
 from saw_jax.run.policy import Policy
 from saw_jax.run.sections import LabelConfig, RunConfig
 from saw_jax.training.parallel import ParallelConfig
@@ -243,6 +244,96 @@ class TestReport:
       compiled.experiment_of(dataclasses.replace(run, checkpoint="Qwen3-8"), 1)
 
 
+class TestPages:
+  # Of four prompts of 48 tokens, four responses of 40 each, in 400 tokens.
+  ROLLOUT = {"max_new_tokens": 40, "cache_tokens": 400, "page_size": 16}
+
+  def sizes(self, **changes) -> footprint.Sizes:
+    made = helpers.experiment(rollout=self.ROLLOUT | changes)
+    return footprint.Sizes.of(made, 1)
+
+  def said(self, **changes) -> str:
+    found = TestReport.FOUND | {"slots": self.sizes(**changes).slots(1)}
+    return next(x for x in report.lines(found, V5E) if "slots" in x).strip()
+
+  def test_slots_and_pages(self):
+    # Twelve of 22 pages are the prompts'; a row has three more at its end.
+    assert self.said().startswith(
+      "slots     4 of 16 rows, 3 if all are of full length, in 22 pages of 16 "
+      "tokens by a gather, for model.attention is not splash"
+    )
+    assert self.said(page_size=0) == "slots     4 of 16 rows"
+
+  def test_what_cannot_be_is_said(self):
+    assert self.said(cache_tokens=303) == (
+      "slots     2 of 16 rows, without pages: 4 prompts of 48 tokens and a "
+      "response of 40 take 304 of rollout.cache_tokens, which is 303"
+    )
+    assert self.said(cache_tokens=1392).endswith("all rows have room at once")
+    with pytest.raises(ValueError, match="no rollout.cache_tokens"):
+      checks.check(self.sizes(cache_tokens=0).made)
+
+  @pytest.mark.parametrize(
+    ("changes", "size", "why"),
+    [
+      ({}, 16, ""),
+      ({"head_size": 64}, 16, "heads have 64 entries, no multiple of 128"),
+      ({"dtype": "float32"}, 16, "activations are float32"),
+      ({}, 24, "pages have 24 tokens, no multiple of 16"),
+      ({"windows": (0, 5)}, 16, "layers have windows"),
+    ],
+  )
+  def test_why_no_kernel_reads_them(self, monkeypatch, changes, size, why):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    sizes = self.sizes(page_size=size, cache_tokens=450)
+    known = dict(head_size=128, dtype="bfloat16", num_layers=2) | changes
+    model = dataclasses.replace(sizes.made.decoder, **known)
+    sizes = sizes._replace(made=sizes.made._replace(decoder=model))
+    assert sizes.slots(1)["apart"] == why
+
+  def test_loops_of_rows_of_full_length(self):
+    sizes = self.sizes()
+    # Three at a time; of 352 tokens, three rows read 68 in the mean.
+    share = pytest.approx(3 * 68 / 352)
+    found = programs.loops_of(sizes, sizes.slots(1))
+    assert found == (6 * 39, 16, share)
+    # A gather has a loop for each stage: here there are two.
+    sizes = self.sizes(max_new_tokens=128, cache_tokens=500)
+    drawn, begun, _ = programs.loops_of(sizes, sizes.slots(1))
+    assert (drawn, begun) == (8 * 127 / 2, 16 / 2)
+    # So have slots without pages whose prompts are all held.
+    sizes = self.sizes(max_new_tokens=128, cache_tokens=1000, page_size=0)
+    found = programs.loops_of(sizes, sizes.slots(1))
+    assert found == (4 * 127 / 2, 1, 1.0)
+
+  def test_a_device_that_needs_no_copy_of_the_weights(self):
+    made = helpers.experiment(parallel=ParallelConfig("meshed"))
+    planned = programs.Outline(made, jax.devices()[:1])
+    found = [one.name for one in programs.programs_of(planned)]
+    assert found == ["generate", "update"]
+
+  def test_the_pool_is_counted(self):
+    def room(size):
+      rollout = dict(max_prompt_tokens=300_000, cache_tokens=1, page_size=size)
+      made = helpers.experiment(
+        loop={"prompts_per_step": 8_000}, rollout=rollout, parallel=ROWS
+      )
+      report.check_room(made, V5E)
+
+    room(0)
+    with pytest.raises(ValueError, match="pages of all prompts and a response"):
+      room(16)
+
+  def test_no_cache_is_offered_that_has_no_pages(self):
+    found = {**TestReport.FOUND, "needs": 44 * 2**30, "program": "generate"}
+    made = TestReport().made()
+    for size, first in ((0, 106), (16, None)):
+      rollout = dict(page_size=size, cache_tokens=424)
+      rollout = dataclasses.replace(made.rollout, **rollout)
+      every = report.choices(made._replace(rollout=rollout), found, V5E)
+      assert next(every, {}).get("rollout.cache_tokens") == first
+
+
 def test_the_page_recommends_what_fits_with_what_was_changed():
   update = TestReport.FOUND | {"with": {"loop.num_microbatches": 4}}
   parts = {"flops": 0, "memory": 819e9 / 2, "sent": 0}, {"sent": 300e9}
@@ -303,6 +394,21 @@ class TestCommand:
           assert min(first, rest) > 0 and first + rest == one[kind]
       # A sampler has the weights of its own.
       assert ("weights mlp" in sent) == (one["program"] != "generate")
+
+  def test_pages(self):
+    words = "--page_size=8", "--config.rollout.cache_tokens=300"
+    done = fit("cpu:8", *words, "--json", "--programs=generate")
+    assert done.returncode == 0, done.stderr
+    _, found = map(json.loads, done.stdout.splitlines())
+    # Of 300 tokens, 88 are of the prompt that is read.
+    assert found["slots"]["pages"] == (300 - 88) // 8
+    assert found["slots"]["slots"] == 2
+    # Nothing is sent for a token, and all its loops have a length.
+    assert found["parts"]["decode"]["weights"] == 0
+    assert found["unknown_loops"] == 1  # while there is work
+    said = "\n".join(report.lines(found, V5E))
+    assert "in 26 pages of 8 tokens by a gather" in said
+    assert "no weights, to draw tokens" in said
 
   def test_rows_that_do_not_split_and_slices_that_are_none(self):
     done = fit("cpu:8", "--config.loop.num_microbatches=16")

@@ -167,6 +167,40 @@ ENTRY %main (w: bf16[4,8,8], i: s32[], x: bf16[2,4]) -> bf16[2,64] {
   assert touched("scatter(%v, %i, %x), to_apply=%z") == row + 4 + 2 * row
 
 
+def test_a_kernel_reads_what_is_filled_of_its_pages():
+  text = """
+ENTRY %main (q: f32[2,4], pool: bf16[64,8]) -> f32[2,4] {
+  %q = f32[2,4]{1,0} parameter(0)
+  %pool = bf16[64,8]{1,0} parameter(1)
+  ROOT %y = f32[2,4]{1,0} custom-call(%pool), metadata={op_name="NAME/call"}
+}
+"""
+  for name, share in (("jit(paged_attention)", 0.25), ("other", 1)):
+    module = hlo.Module(text.replace("NAME", name), 1, share=0.25)
+    read = module.touched("main", module.computations["main"]["y"])
+    assert read == 4 * 2 * 4 + share * 2 * 64 * 8
+
+
+@pytest.mark.parametrize(
+  ("what", "size"),
+  [
+    ("(bf16[64]{0:S(1)}, bf16[64]{0}, u32[]) copy-start(%x)", 2 * 64),
+    ("(bf16[64]{0}, bf16[64]{0:S(1)}, u32[]) copy-start(%x)", 2 * 64),
+    ("((bf16[64]{0}), bf16[16]{0:S(1)}, s32[]) slice-start(%x)", 2 * 16),
+    ("((bf16[64]{0}), bf16[16]{0}, s32[]) slice-start(%x)", 2 * 2 * 16),
+  ],
+)
+def test_what_is_fetched_ahead_is_read_once(what, size):
+  text = f"""
+ENTRY %main (x: bf16[64]) -> u32[] {{
+  %x = bf16[64]{{0}} parameter(0)
+  ROOT %y = {what}
+}}
+"""
+  module = hlo.Module(text, 1)
+  assert module.touched("main", module.computations["main"]["y"]) == size
+
+
 def test_a_sampler_reads_prompts_once_for_their_rows():
   params, prompts, keys = jax.tree.map(lambda x: x[0], seeds_of(1))
   settings = dataclasses.replace(SETTINGS, cache_tokens=60)

@@ -97,7 +97,8 @@ def compiled(lift, fn, rules, params):
     return jax.jit(fn).lower(params, batch, keys).compile().as_text()
 
 
-def test_no_weight_is_gathered_while_tokens_are_drawn():
+@pytest.mark.parametrize("settings", [FEW, PAGED])
+def test_no_weight_is_gathered_while_tokens_are_drawn(settings):
   lift = mesh_lift()
   learned = lift.place_params(seeds_of(1)[0])
   shapes = {
@@ -105,7 +106,7 @@ def test_no_weight_is_gathered_while_tokens_are_drawn():
     for x in jax.tree.leaves(learned)
     if x.ndim > 1
   }
-  fn = refill.make_generate(CONFIG, FEW)
+  fn = refill.make_generate(CONFIG, settings)
   before = compiled(lift, fn, parallel.RULES, learned)
   assert gathered(before) & shapes  # So the learner's layout would have it.
   own = sampling.lay_out(lift, CONFIG, learned)
