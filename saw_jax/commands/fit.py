@@ -30,13 +30,13 @@ _TRIES = 4  # of what may help a program
 
 
 def main() -> int:
-  given, config = flags.FLAGS, command_line.given_config()
-  if config is None:
+  given = flags.FLAGS
+  if command_line.given_config() is None:
     raise command_line.UsageError("give --config=TABLE, or --rows=FILE")
   with command_line.checking_input():
     where = given.topology and topology_lib.read(given.topology)
   if not where or where.kind == "gpu":
-    return _by_arithmetic(where, config)
+    return _by_arithmetic(where)
   if topology_lib.is_set():
     for found in _compile(where):
       print(json.dumps(found), flush=True)
@@ -49,20 +49,21 @@ def main() -> int:
   return child.returncode or int(not fits)
 
 
-def _run(config):
-  """The run of a config, with what only flags of this command say."""
-  run, size = config_lib.typed(config), flags.FLAGS.page_size
-  return config_lib.replace(run, "rollout.page_size", size)
+def _run(more=()):
+  """The run of the flags, with `more` keys."""
+  words = [(key, str(value)) for key, value in dict(more).items()]
+  run = config_lib.typed(command_line.given_config(*words))
+  return config_lib.replace(run, "rollout.page_size", flags.FLAGS.page_size)
 
 
-def _by_arithmetic(where, config) -> int:
+def _by_arithmetic(where) -> int:
   from saw_jax.ahead import compiled, footprint, report
 
   given = flags.FLAGS
   count = where.count if where else given.devices
   most = report.has(where) if where else 1e9 * given.memory
   with command_line.checking_input():
-    made = compiled.experiment_of(_run(config), count)
+    made = compiled.experiment_of(_run(), count)
     sizes = footprint.per_device(made, count)
   for name, size in ((n, x) for n, x in sizes.items() if x):
     print(f"  {name:<30} {size / 1e9:9.3f} GB")
@@ -83,12 +84,8 @@ def _compile(where) -> Iterator[dict]:
 
   given = flags.FLAGS
 
-  def run_with(more):
-    words = [(key, str(value)) for key, value in more.items()]
-    return _run(command_line.given_config(*words))
-
   def made_with(more):
-    return compiled.experiment_of(run_with(more), where.count)
+    return compiled.experiment_of(_run(more), where.count)
 
   def measure(name, more):
     (found,) = ahead.measure(made_with(more), (name,))
@@ -97,7 +94,7 @@ def _compile(where) -> Iterator[dict]:
   more, known = {}, {}  # what helps, and what each program was compiled with
   with command_line.checking_input():
     if given.suggest:
-      more = compiled.splitting(run_with(more), where.count)
+      more = compiled.splitting(_run(more), where.count)
     made = made_with(more)
     report.check_room(made, where)
     ahead = compiled.Compiler(where)
@@ -135,10 +132,8 @@ def _report(where, every) -> bool:
   kept = []
   for found in every:
     kept.append(found)
-    said = report.lines(found, where)
-    if flags.FLAGS.json:
-      said = [json.dumps(found)]
-    print(*said, sep="\n", flush=True)
+    is_json, said = flags.FLAGS.json, report.lines(found, where)
+    print(*([json.dumps(found)] if is_json else said), sep="\n", flush=True)
   fits, said = report.verdict(kept, where)
   if said and not flags.FLAGS.json:
     print(*said, sep="\n")
