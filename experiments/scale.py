@@ -25,7 +25,7 @@ TABLES = flags.DEFINE_list("tables", [], "As saw/tool_calling; all by default.")
 SLICES = flags.DEFINE_list(
   "slices", ["v5e-8", "v5e-16", "v5e-64", "v6e-8", "v5p-16"], "In this order."
 )
-NAMES = ["weights", "generate", "observe", "log_probs", "update"]
+NAMES = ["weights", "layers", "generate", "observe", "log_probs", "update"]
 PROGRAMS = flags.DEFINE_list("programs", NAMES, "Others stay as they are.")
 STALE = flags.DEFINE_list("stale", [], "Commits whose figures are made anew.")
 ROWS = flags.DEFINE_bool("rows", False, "Also rows with their own update.")

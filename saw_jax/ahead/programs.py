@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from saw_jax import world_model
 from saw_jax.ahead.footprint import Sizes
@@ -96,23 +97,25 @@ class _Weights(sampling.Weights):
   """A sampler's parameters as shapes, which are always at hand."""
 
   def __init__(self, lift, config, params: PyTree):
-    self.whole = sampling.layout(lift, config, params)
-    leaves, wanted = map(jax.tree.leaves, (params, self.whole))
-    chosen = sampling.differing(leaves, wanted)
+    wanted = sampling.layout(lift, config, params)
+    own, stack = sampling.parted(lift, params)
+    leaves, treedef = jax.tree.flatten(own)
+    likes = treedef.flatten_up_to({name: wanted[name] for name in own})
+    chosen = sampling.differing(leaves, likes)
+    moved = tuple(leaves[i] for i in chosen)
+    copy = sampling.copier(tuple(likes[i] for i in chosen))
+    # Programs, by their names: with their arguments, and how often they run.
+    self.copies = {"weights": (copy, (moved,), 1)} if moved else {}
     for i in set(range(len(leaves))) - set(chosen):
-      wanted[i] = leaves[i]  # It is the learner's own.
-    self.whole = jax.tree.unflatten(jax.tree.structure(params), wanted)
-    self.moved = tuple(leaves[i] for i in chosen)
-    self.copy = self.moved and sampling.copier(
-      tuple((wanted[i].dtype, wanted[i].sharding) for i in chosen)
-    )
-    if config.scan_layers:
-      alone = jax.eval_shape(sampling.unstacking(lift, config), self.whole)
-      config = dataclasses.replace(config, scan_layers=False)
-      self.whole = _at(
-        alone,
-        parallel.param_shardings(lift.mesh, config, parallel.SAMPLING_RULES),
-      )
+      likes[i] = leaves[i]  # It is the learner's own.
+    self.whole = jax.tree.unflatten(treedef, likes)
+    if stack:
+      leaves, one = map(tuple, map(jax.tree.leaves, (stack, wanted["layers"])))
+      count, whole = len(leaves[0]), NamedSharding(lift.mesh, PartitionSpec())
+      layer = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+      self.copies["layers"] = sampling.copier(one), (leaves, layer), count
+      names = (f"layer_{i}" for i in range(count))
+      self.whole |= {name: _again(wanted["layers"]) for name in names}
 
   def of(self, params: PyTree) -> PyTree:
     return self.whole
@@ -189,10 +192,9 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   def program(name, kept, *more):
     return Program(name, kept.jitted, kept.args, policy.mesh, kept.rules, *more)
 
-  weights = policy.weights
-  if weights.moved:
-    kept = _Kept(weights.copy, parallel.RULES, None, (), (weights.moved,))
-    yield program("weights", kept, 1, 0.0)
+  for name, (copy, args, runs) in policy.weights.copies.items():
+    kept = _Kept(copy, parallel.RULES, None, (), args)
+    yield program(name, kept, runs, 0.0)
   prompts = transcript.PromptBatch(
     np.zeros((1, sizes.prompts, made.rollout.max_prompt_tokens), np.int32),
     *np.zeros((2, 1, sizes.prompts), np.int32),
@@ -212,12 +214,11 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   passes = int(learner.needs_old) + made.method.needs_reference
   more = batch.tokens.shape[-1] - sizes.width
   flops = sizes.forward_flops(sizes.rows, more=more)
+  parted = policy.params, learner.in_parts(batch)
   if made.labels.method != "truth":
     passes -= int(learner.needs_old)
-    whole = policy.params, learner.packed(batch, 1)
-    yield program("observe", known["observe"](*whole), 1, flops)
+    yield program("observe", known["observe"](*parted), 1, flops)
   if passes:
-    parted = policy.params, learner.in_parts(batch)
     yield program("log_probs", known["log_probs"](*parted), passes, flops)
   rows = sizes.rows // loop.num_minibatches
   part = jax.tree.map(lambda x: x[:, :rows], batch)

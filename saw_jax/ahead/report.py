@@ -173,7 +173,7 @@ def reached(program: str, before: Mapping, after: Mapping) -> bool:
   own = ["parallel."]
   if program == "generate":
     own += ["rollout.", "episodes."]
-  elif program != "weights":
+  elif program not in ("weights", "layers"):
     own += ["loop."] + ["model."] * (program == "update")
   changed = {k for k, _ in dict(before).items() ^ dict(after).items()}
   return any(key.startswith(tuple(own)) for key in changed)

@@ -55,8 +55,8 @@ class Learner:
     zeros = np.zeros(transcript.starts.shape, np.float32)
     batch, observed = batch_lib.make_batch(transcript, zeros), None
     if self.made.labels.method != "truth":
-      whole = self.packed(batch, 1)
-      observed = self.programs["observe"](self.policy.attached, whole)
+      laid = self.in_parts(batch)
+      observed = self.programs["observe"](self.policy.attached, laid)
       if self.needs_old:
         batch = batch.replace(old_log_probs=observed.log_probs)
     return self.recompute(batch), observed
@@ -250,6 +250,7 @@ class Learner:
       policy.decoder,
       group_size=loop.group_size,
       log_probs_too=self.needs_old or self.made.labels.strategy.needs_log_probs,
+      num_parts=all_parts,
       **self._how,
     )
     log_probs = objective.in_parts(lambda *x: forward(*x).log_probs, all_parts)

@@ -104,16 +104,17 @@ def make_observe(
   temperature: float = 1.0,
   chunk_size: int = 1024,
   log_probs_too: bool = True,
+  num_parts: int = 1,
 ) -> Callable[[PyTree, TrainBatch], Observation]:
   """The pass before the update that label buying looks at; no gradient.
 
   Without `log_probs_too` the head is not applied and there are no logits.
   """
 
-  def observe(params: PyTree, batch: TrainBatch) -> Observation:
+  def look(params: PyTree, batch: TrainBatch) -> Observation:
     stream = _read(config, params, batch)
     hidden = Observation(
-      prompt_hidden=stream.prompt_hidden[::group_size].astype(jnp.float32),
+      prompt_hidden=stream.prompt_hidden.astype(jnp.float32),
       response_hidden=stream.response_hidden.astype(jnp.float32),
     )
     if not log_probs_too:
@@ -131,6 +132,12 @@ def make_observe(
       entropies=stream.unpack(entropies),
       certainties=stream.unpack(over_mean / temperature - taken),
     )
+
+  looked = in_parts(look, num_parts)
+
+  def observe(params: PyTree, batch: TrainBatch) -> Observation:
+    found = looked(params, batch)
+    return found.replace(prompt_hidden=found.prompt_hidden[::group_size])
 
   return observe
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.training import parallel
@@ -29,14 +28,22 @@ _FLOAT32 = ("scale", "value_kernel", "value_bias")
 def layout(
   lift: parallel.Lift, config: DecoderConfig, params: PyTree
 ) -> PyTree:
-  """Shapes of a sampler's parameters, with their places."""
+  """Shapes of a sampler's parameters, with their places.
+
+  In place of a stack of layers a mesh's sampler has one layer: its layers come
+  one by one, as one that took them out of the stack would have them twice
+  while it runs.
+  """
 
   def like(path, x, place):
     # That of activations, where a parameter is cast to it and is no smaller.
-    dtype = jnp.dtype(config.dtype)
+    dtype, shape = jnp.dtype(config.dtype), x.shape
     if path[-1].key in _FLOAT32 or x.dtype.itemsize <= dtype.itemsize:
       dtype = x.dtype
-    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=place)
+    if path[0].key == "layers" and lift.name == "meshed":
+      shape = shape[1:]
+      place = NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
   places = lift.sampling_places(params)
   return jax.tree_util.tree_map_with_path(like, params, places)
@@ -46,22 +53,42 @@ def lay_out(
   lift: parallel.Lift, config: DecoderConfig, params: PyTree
 ) -> PyTree:
   """Copies what of the learner's parameters is not as a sampler has it."""
-  leaves, treedef = jax.tree.flatten(params)
-  wanted = treedef.flatten_up_to(layout(lift, config, params))
-  leaves = list(map(_bring, leaves, wanted))
-  if chosen := differing(leaves, wanted):
-    copy = copier(tuple((wanted[i].dtype, wanted[i].sharding) for i in chosen))
-    copied = copy(tuple(leaves[i] for i in chosen))
+  wanted = layout(lift, config, params)
+  params = jax.tree.map(_bring, params, wanted)
+  own, stack = parted(lift, params)
+  leaves, treedef = jax.tree.flatten(own)
+  likes = treedef.flatten_up_to({name: wanted[name] for name in own})
+  if chosen := differing(leaves, likes):
+    copied = copier(tuple(likes[i] for i in chosen))(
+      tuple(leaves[i] for i in chosen)
+    )
     for i, x in zip(chosen, copied, strict=True):
       leaves[i] = x
-  return jax.tree.unflatten(treedef, leaves)
+  own = jax.tree.unflatten(treedef, leaves)
+  if stack:
+    leaves, treedef = jax.tree.flatten(stack)
+    take = copier(tuple(treedef.flatten_up_to(wanted["layers"])))
+    for i in range(len(leaves[0])):
+      own[f"layer_{i}"] = jax.tree.unflatten(treedef, take(tuple(leaves), i))
+  return own
+
+
+def parted(lift: parallel.Lift, params: PyTree) -> tuple[dict, PyTree]:
+  """Parameters without a stack of layers, and the stack that is taken apart."""
+  if lift.name != "meshed" or "layers" not in params:
+    return dict(params), None
+  rest = dict(params)
+  return rest, rest.pop("layers")
 
 
 def _bring(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
   """Copies an array to other devices, if it is to be there."""
-  if x.sharding.device_set == like.sharding.device_set:
+  place = like.sharding
+  if x.sharding.device_set == place.device_set:
     return x
-  return reshard(x.astype(like.dtype), like.sharding)
+  axes = (None,) * (x.ndim - len(like.shape))  # of a stack
+  place = NamedSharding(place.mesh, PartitionSpec(*axes, *place.spec))
+  return reshard(x.astype(like.dtype), place)
 
 
 def reshard(x: jax.Array, place: NamedSharding) -> jax.Array:
@@ -116,24 +143,19 @@ def differing(leaves: Sequence, wanted: Sequence) -> list[int]:
 
 
 @functools.cache
-def copier(wanted: tuple) -> Callable:
-  """Makes the program that copies arrays to dtypes and places."""
-  dtypes, places = zip(*wanted, strict=True)
+def copier(wanted: tuple[jax.ShapeDtypeStruct, ...]) -> Callable:
+  """Makes the program that copies arrays to dtypes and places.
 
-  def copy(leaves):
-    return tuple(x.astype(to) for x, to in zip(leaves, dtypes, strict=True))
-
-  return jax.jit(copy, out_shardings=places)
-
-
-def unstacking(lift: parallel.Lift, config: DecoderConfig) -> Callable:
-  """Gives a mesh's sampler its layers one by one.
-
-  A sampler that takes them out of their stack has them twice while it runs.
+  With a number, it copies that layer of stacks.
   """
-  if lift.name != "meshed" or not config.scan_layers:
-    return lambda params: params
-  return jax.jit(decoder.unstack_layers)
+
+  def copy(leaves, layer=None):
+    return tuple(
+      (x if layer is None else x[layer]).astype(like.dtype)
+      for x, like in zip(leaves, wanted, strict=True)
+    )
+
+  return jax.jit(copy, out_shardings=tuple(like.sharding for like in wanted))
 
 
 class Weights:
@@ -149,15 +171,13 @@ class Weights:
     learner: parallel.Lift | None = None,
   ):
     self._lay_out = functools.partial(lay_out, lift, config)
-    self._unstack = unstacking(lift, config)
     self._share = learner.share if learner else lambda params: params
     self._held: tuple[PyTree, PyTree] = (None, None)  # a copy, and what of
 
   def of(self, params: PyTree) -> PyTree:
     held = self._held  # Threads of actors have versions of their own.
     if held[1] is not params:
-      own = self._unstack(self._lay_out(self._share(params)))
-      self._held = held = own, params
+      self._held = held = self._lay_out(self._share(params)), params
     return held[0]
 
   def drop(self) -> None:

@@ -64,6 +64,23 @@ class TestPrograms:
     found = list(programs.programs_of(outline(**changes)))
     assert [one.name for one in found] == names.split()
 
+  def test_a_sampler_is_given_its_layers_one_at_a_time(self):
+    # One that has them all takes one more, beside the learner's stack.
+    params = helpers.stack_layers(helpers.start())
+    config = dataclasses.replace(helpers.CONFIG, scan_layers=True)
+    made = outline(ROWS, decoder=config, params=params)
+    found = {one.name: one for one in programs.programs_of(made)}
+    layers, sampler = found["layers"], made.weights.whole
+    assert layers.runs == helpers.CONFIG.num_layers
+    assert "layers" not in sampler and "layer_0" in sampler
+    assert compiled.share(sampler) == compiled.share(
+      outline(ROWS).weights.whole
+    )
+    result = jax.eval_shape(layers.jitted, *layers.args)
+    of_one = [(x.shape, x.dtype) for x in jax.tree.leaves(sampler["layer_0"])]
+    assert [(x.shape, x.dtype) for x in result] == of_one
+    assert layers.trace().lower().compile()
+
   def test_rows_as_long_as_they_may_be(self):
     found = {one.name: one for one in programs.programs_of(outline())}
     prompts, keys = found["generate"].args[1:]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -335,6 +336,10 @@ class TestObserve:
     near(found.prompt_hidden, hidden[::4, batch.prompt_size - 1])
     last = batch.prompt_size - 1 + mask.sum(1)
     near(found.response_hidden, hidden[jnp.arange(8), last])
+
+    # Some rows at a time say the same: of the fourth part are rows 3 and 7.
+    parts = objective.make_observe(helpers.CONFIG, num_parts=4, **how)
+    chex.assert_trees_all_close(parts(params, batch), found, rtol=1e-4)
 
     # Packed rows say the same, of an empty response too.
     roles = batch.roles.at[2, batch.prompt_size :].set(transcript.PAD)
