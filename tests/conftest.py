@@ -34,13 +34,14 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from tests.shared_programs import PROGRAMS, share_contexts  # noqa: E402
+from tests.shared_programs import PROGRAMS, call_fast, share_contexts  # noqa: E402
 
 jax.jit, jax.pmap = map(PROGRAMS.share, (jax.jit, jax.pmap))
 # An eighth of the time of a small program and half of the memory, in a part of
 # JAX that other releases may have in another form.
 if jax.__version__.startswith("0.10."):
   share_contexts()
+  call_fast()
 
 # Many tests run the same small programs, each with functions of its own: what
 # one has compiled, the others read, however little it was. It halves the time

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests import helpers
 from tests.shared_programs import PROGRAMS
@@ -67,6 +68,20 @@ def test_a_test_that_patches_shares_nothing(monkeypatch):
   # Those of all other tests are of another scope.
   key = next(reversed(PROGRAMS._made))
   assert key[0] is scope
+
+
+def test_keys_are_looked_at_though_programs_without_them_are_called_fast():
+  draw, (used, fresh) = jax.random.uniform, jax.random.split(jax.random.key(0))
+  drawn = jax.jit(draw)
+  drawn(used)
+  twice = jax.jit(lambda key: draw(key) + draw(key))
+  for fn, *args in (
+    (drawn, used),
+    (jax.jit(lambda: draw(used)),),
+    (twice, fresh),
+  ):
+    with pytest.raises(jax.errors.KeyReuseError):
+      fn(*args)
 
 
 def test_programs_are_lowered_in_one_context_after_another():
