@@ -92,6 +92,7 @@ def parts_of(run) -> dict[str, set[str]]:
   algorithm["world"] = world.loss, world.loss_options
   found = {
     "weights": [sizes],
+    "layers": [sizes],
     "generate": [sizes],
     "log_probs": [[sizes, world.loss == "none"]],
     "observe": [[sizes, run.labels.method == "truth"]],
