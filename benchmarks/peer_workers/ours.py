@@ -150,19 +150,18 @@ class Ours(protocol.Worker):
         self.parts["forward"],
       )
     )
-    self._optimizer = optimizer.make_optimizer(
-      optimizer.OptimizerConfig(
-        learning_rate=protocol.LEARNING_RATE,
-        weight_decay=protocol.WEIGHT_DECAY,
-        clip_norm=protocol.CLIP_NORM,
-      ),
-      num_updates=1000,
+    chosen = optimizer.OptimizerConfig(
+      learning_rate=protocol.LEARNING_RATE,
+      weight_decay=protocol.WEIGHT_DECAY,
+      clip_norm=protocol.CLIP_NORM,
     )
+    self._optimizer = optimizer.make_optimizer(chosen, num_updates=1000)
     self._train = jax.jit(
       update.make_update(
         objective.make_objective(forward, method.terms, method.diagnostics),
         self._optimizer,
         num_microbatches=self.parts["train"],
+        can_overflow=chosen.can_overflow,
       ),
       donate_argnums=0,
     )
