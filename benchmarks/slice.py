@@ -63,10 +63,10 @@ it over `fsdp`.
   by default; entropy as a metric.
 - MaxText: the step that its `train_compile` compiles, cross-entropy on all
   tokens: where prompts have no loss it does more than the others.
-- HBM: arguments, temporaries and results of a chip by the compiler's plan; of
-  what does not fit, what the compiler asked for. TFLOP: matrix products of a
-  chip. Sent: what a chip receives. Roofline: the slowest of products, memory
-  and links, at what a chip can do.
+- HBM: the most of a chip that the compiler has at one time; of what does not
+  fit, what it asked for. TFLOP: matrix products of a chip. Sent: what a chip
+  receives. Roofline: the slowest of products, memory and links, at what a chip
+  can do.
 - Ratios are of ours to the least of the library's settings that fit, compiled
   by the same libtpu: below 1 ours needs less.
 """
