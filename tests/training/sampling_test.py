@@ -175,6 +175,24 @@ def test_a_mesh_samples_from_layers_that_are_in_no_stack():
   assert_same(found, expected(1))
 
 
+def test_a_stack_on_other_devices_is_brought_there_and_taken_apart():
+  config = dataclasses.replace(CONFIG, scan_layers=True, dtype="bfloat16")
+  one = jax.tree.map(lambda x: x[0], seeds_of(1)[0])
+  stacked = jax.tree.map(lambda x: x[None], helpers.stack_layers(one))
+  devices = jax.devices()
+
+  def lift(own, **axes):
+    how = parallel.ParallelConfig("meshed", **axes)
+    return parallel.meshed(parallel.make_mesh(how, own), config, None)
+
+  learned = lift(devices[:2], fsdp=2).place_params(stacked)
+  own = sampling.lay_out(lift(devices[2:4], tensor=2), config, learned)
+  cast = jax.tree.map(lambda x, y: x.astype(y.dtype), one, own)
+  chex.assert_trees_all_equal(*map(jax.device_get, (own, cast)))
+  for x in jax.tree.leaves(own):
+    assert x.sharding.device_set == {*devices[2:4]}
+
+
 def test_what_lies_right_is_not_copied():
   params = jax.device_put(seeds_of(1)[0])
   lift = parallel.seeded()
