@@ -17,6 +17,7 @@ from saw_jax import naming
 from saw_jax.ahead import flops, hlo, programs
 from saw_jax.ahead import topology as topology_lib
 from saw_jax.ahead.topology import Topology
+from saw_jax.models import log_probs
 from saw_jax.models.hub import config as hub_config
 from saw_jax.run import build, checks
 from saw_jax.run.sections import Experiment, RunConfig
@@ -125,6 +126,10 @@ class Compiler:
       sizes[math.prod(leaf.shape)] = name
       if made.decoder.scan_layers and root == "layers":
         sizes[math.prod(leaf.shape[1:])] = name
+      if root in ("embedding", "head"):  # gathered in bands
+        vocab_size = made.decoder.vocab_size
+        bands = log_probs.choose_bands(vocab_size)
+        sizes[math.prod(leaf.shape) // bands] = name
     for program in programs.programs_of(policy):
       if not wanted or program.name in wanted:
         yield self.compile(program, policy.held(program.name), sizes)
@@ -219,7 +224,9 @@ def asked(error: Exception) -> float:
 
 def _what(one: hlo.Moved, sizes: Mapping[int, str]) -> str:
   """What a collective moves: weights and gradients are known by their sizes."""
-  name = sizes.get(one.elements)
+  # A chip may send whole tiles, which are a little more.
+  near = (x for x in sizes if x <= one.elements <= 1.02 * x)
+  name = sizes.get(one.elements, sizes.get(next(near, None)))
   if name is None:
     return "activations and statistics"
   if one.kind == "collective-permute":

@@ -2,12 +2,12 @@
 """Log-probabilities and entropies from the stream, a chunk of logits at a time.
 
 With a vocabulary of 150,000 the logits of a batch outweigh the model. Here they
-exist for `chunk_size` tokens at a time, and are computed again in the backward
-pass; one chunk alone is kept, as its backward pass follows at once. On a CPU a
-chunk is computed in bands of the vocabulary, whose logits its caches hold, with
-sums that are carried from band to band. Over a mesh each device has chunks of
-its own rows: the head is gathered once, and its gradient is summed on a device
-over all chunks before devices exchange it.
+exist for `chunk_size` tokens and a band of the vocabulary at a time, with sums
+that are carried from band to band, and are computed again in the backward pass;
+those of one chunk alone are kept, as its backward pass follows at once. Over a
+mesh each device has chunks of its own rows. It gathers a band of the head once
+in a pass, and sums the band's gradient over all chunks before devices exchange
+it: no device ever holds the whole head or its gradient.
 """
 
 import functools
@@ -20,9 +20,10 @@ from saw_jax.models import sharding
 from saw_jax.models.attention import equally_varying
 from saw_jax.types import Array
 
-# Logits of a band, at least and at most. Gradients of 384 tokens with a head of
-# 32,000 take a fifth longer with 2,000 than with 1,000 (two cores).
-_LEAST_BAND, _MOST_BAND = 1_000, 2_000
+# Logits of a band, at least and at most. On a CPU they stay in its caches:
+# gradients of 384 tokens with a head of 32,000 take a fifth longer with 2,000
+# than with 1,000 (two cores). Elsewhere small products are slow.
+_BANDS_ON_CPU, _BANDS = (1_000, 2_000), (16_000, 64_000)
 # Stands for -inf, of which the difference to itself is no number.
 _LOWEST = -1e30
 
@@ -63,9 +64,9 @@ def chunked_log_probs(
 
   The stream after the last norm, the head and the token taken after each
   position give float32 `[B, T]`, differentiable in the first two. Logits of
-  `chunk_size` tokens of a device are in memory at once, by default one of
-  `num_bands` equal parts of its vocabulary at a time. A chunk is some time
-  steps of all rows; the last one is padded.
+  `chunk_size` tokens of a device with one of `num_bands` equal parts of its
+  vocabulary are in memory at once. A chunk is some time steps of all rows; the
+  last one is padded.
 
   Where a mesh and Flax's logical rules say how rows and head are split, each
   device computes its rows with its part of the vocabulary. Between devices the
@@ -86,9 +87,7 @@ def chunked_log_probs(
       # summed over the other axes.
       head_DV = head_DV.astype(hidden_BTD.dtype)
       head_DV = equally_varying(head_DV, hidden_BTD)[0]
-    if of_D:
-      head_DV = jax.lax.all_gather(head_DV, of_D, axis=0, tiled=True)
-    how = float(temperature), chunk_size, num_bands, of_V
+    how = float(temperature), chunk_size, num_bands, of_D, of_V
     return _local_log_probs(hidden_BTD, head_DV, targets_BT, *how)
 
   return sharding.on_each_device(
@@ -106,12 +105,13 @@ def _local_log_probs(
   temperature: float,
   chunk_size: int,
   num_bands: int | None,
-  axis: tuple[str, ...] | None,
+  of_D: tuple[str, ...] | None,
+  of_V: tuple[str, ...] | None,
 ) -> tuple[Array, Array]:
-  """`chunked_log_probs` of one device; the vocabulary is split over `axis`."""
+  """`chunked_log_probs` of one device, with its part of the head."""
   (B, T, _), V = hidden_BTD.shape, head_DV.shape[1]
   if num_bands is None:
-    num_bands = _choose_bands(V)
+    num_bands = choose_bands(V)
   if num_bands < 1 or V % num_bands:
     raise ValueError(f"{V} logits do not split into {num_bands} equal bands.")
   # R rows by W steps make a chunk; there are I parts of rows, J parts of steps.
@@ -131,36 +131,36 @@ def _local_log_probs(
     return x_RIJW.reshape(R * I, J * W)[:B, :T]
 
   # By rows: those of an embedding that is the head as well are there already,
-  # where columns would have to be copied.
-  hidden_CND, head_VD, targets_CN = equally_varying(
+  # where columns would have to be copied. A device has d of their D numbers.
+  hidden_CND, head_Vd, targets_CN = equally_varying(
     split(hidden_BTD), jnp.asarray(head_DV).T, split(targets_BT)
   )
+  head_KUd = head_Vd.reshape(num_bands, V // num_bands, -1)
   log_probs_CN, entropies_CN = _chunked(
-    hidden_CND, head_VD, targets_CN, temperature, num_bands, axis
+    hidden_CND, head_KUd, targets_CN, temperature, of_D, of_V
   )
   return join(log_probs_CN), join(entropies_CN)
 
 
-def _choose_bands(vocab_size: int) -> int:
-  """The most equal bands that are wide enough, on a CPU; else 1."""
-  # Elsewhere many small products are slower than one; and a vocabulary that is
-  # split over devices stays where it is.
+def choose_bands(vocab_size: int) -> int:
+  """The most equal bands that are wide enough; 1 where there are none."""
+  # A vocabulary that the compiler may have split stays where it is.
   mesh = jax.sharding.get_abstract_mesh()
-  is_split = any(
+  if any(
     size > 1 and kind != AxisType.Manual
     for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-  )
-  if is_split or jax.default_backend() != "cpu":
+  ):
     return 1
-  fewest, most = -(-vocab_size // _MOST_BAND), vocab_size // _LEAST_BAND
+  on_cpu = jax.default_backend() == "cpu"
+  least, most = _BANDS_ON_CPU if on_cpu else _BANDS
   # A prime number of logits has no such bands; those of models are round.
-  counts = range(most, fewest - 1, -1)
+  counts = range(vocab_size // least, -(-vocab_size // most) - 1, -1)
   return next((n for n in counts if vocab_size % n == 0), 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _chunked(hidden_CND, head_VD, targets_CN, *how):
-  return _compute(hidden_CND, head_VD, targets_CN, *how)[0]
+def _chunked(hidden_CND, head_KUd, targets_CN, *how):
+  return _compute(hidden_CND, head_KUd, targets_CN, *how)[0]
 
 
 def _chunked_forward(hidden_CND, *others):
@@ -168,19 +168,18 @@ def _chunked_forward(hidden_CND, *others):
 
 
 def _compute(
-  hidden_CND, head_VD, targets_CN, temperature, num_bands, axis, is_kept=False
+  hidden_CND, head_KUd, targets_CN, temperature, of_D, of_V, is_kept=False
 ):
-  U = head_VD.shape[0] // num_bands
-  starts_K = jnp.arange(num_bands) * U
-  if axis:  # Counted from the first logit of this device.
-    targets_CN -= jax.lax.axis_index(axis) * head_VD.shape[0]
+  K, U, _ = head_KUd.shape
+  if of_V:  # Counted from the first logit of this device.
+    targets_CN -= jax.lax.axis_index(of_V) * K * U
 
-  def chunk(_, inputs):
-    hidden_ND, targets_N = inputs
+  def band(sums_CN, inputs):
+    start, head_Ud = inputs
+    head_UD = _gather(head_Ud, of_D)
 
-    def band(sums, start):
-      top_N, total_N, weighted_N, taken_N = sums
-      head_UD = jax.lax.dynamic_slice_in_dim(head_VD, start, U)
+    def chunk(_, inputs):
+      (top_N, total_N, weighted_N, taken_N), hidden_ND, targets_N = inputs
       logits_NU = head_logits(hidden_ND, head_UD.T, temperature)
       new_top_N = jnp.maximum(top_N, jnp.max(logits_NU, axis=-1))
       # What was summed relative to another maximum, relative to this one.
@@ -193,54 +192,51 @@ def _compute(
       found_N = jnp.take_along_axis(
         logits_NU, jnp.clip(place_N, 0, U - 1)[:, None], axis=-1
       )[:, 0]
-      return (
+      sums_N = (
         new_top_N,
         total_N + jnp.sum(weights_NU, axis=-1),
         weighted_N + jnp.sum(weights_NU * below_NU, axis=-1),
         jnp.where((place_N >= 0) & (place_N < U), found_N, taken_N),
-      ), logits_NU if is_kept else None
-
-    zeros_N = _zeros(targets_N.shape, hidden_ND, head_VD)
-    (top_N, total_N, weighted_N, taken_N), logits_KNU = _scan(
-      band, (zeros_N + _LOWEST, zeros_N, zeros_N, zeros_N), starts_K
-    )
-    if axis:  # The sums of all devices' logits, relative to their maximum.
-      local_top_N, top_N = top_N, jax.lax.pmax(top_N, axis)
-      drop_N = local_top_N - top_N
-      weighted_N = jnp.exp(drop_N) * (weighted_N + drop_N * total_N)
-      total_N = jnp.exp(drop_N) * total_N
-      total_N, weighted_N, taken_N = jax.lax.psum(
-        (total_N, weighted_N, taken_N), axis
       )
-    log_total_N = jnp.log(total_N)
-    # log π = z - top - log Σ, and H = -Σ π log π.
-    return None, (
-      taken_N - top_N - log_total_N,
-      log_total_N - weighted_N / total_N,
-      top_N + log_total_N,
-      logits_KNU,
-    )
+      return None, (sums_N, logits_NU if is_kept else None)
 
-  _, (log_probs_CN, entropies_CN, normalizers_CN, logits_CKNU) = _scan(
-    chunk, None, (hidden_CND, targets_CN)
+    return _scan(chunk, None, (sums_CN, hidden_CND, targets_CN))[1]
+
+  zeros_CN = _zeros(targets_CN.shape, hidden_CND, head_KUd)
+  (top_CN, total_CN, weighted_CN, taken_CN), logits_KCNU = _scan(
+    band,
+    (zeros_CN + _LOWEST, zeros_CN, zeros_CN, zeros_CN),
+    (jnp.arange(K) * U, head_KUd),
   )
-  kept = (hidden_CND, head_VD, targets_CN, entropies_CN, normalizers_CN)
-  return (log_probs_CN, entropies_CN), (*kept, logits_CKNU)
+  if of_V:  # The sums of all devices' logits, relative to their maximum.
+    local_top_CN, top_CN = top_CN, jax.lax.pmax(top_CN, of_V)
+    drop_CN = local_top_CN - top_CN
+    weighted_CN = jnp.exp(drop_CN) * (weighted_CN + drop_CN * total_CN)
+    total_CN = jnp.exp(drop_CN) * total_CN
+    total_CN, weighted_CN, taken_CN = jax.lax.psum(
+      (total_CN, weighted_CN, taken_CN), of_V
+    )
+  log_total_CN = jnp.log(total_CN)
+  # log π = z - top - log Σ, and H = -Σ π log π.
+  log_probs_CN = taken_CN - top_CN - log_total_CN
+  entropies_CN = log_total_CN - weighted_CN / total_CN
+  normalizers_CN = top_CN + log_total_CN
+  kept = (hidden_CND, head_KUd, targets_CN, entropies_CN, normalizers_CN)
+  return (log_probs_CN, entropies_CN), (*kept, logits_KCNU)
 
 
-def _chunked_backward(temperature, num_bands, axis, residuals, cotangents):
-  hidden_CND, head_VD, *of_chunks = residuals
-  U = head_VD.shape[0] // num_bands
-  starts_K = jnp.arange(num_bands) * U
+def _chunked_backward(temperature, of_D, of_V, residuals, cotangents):
+  del of_V  # The gradient of a device's logits is its own.
+  hidden_CND, head_KUd, *of_chunks, logits_KCNU = residuals
+  (K, U, _), D = head_KUd.shape, hidden_CND.shape[-1]
 
-  def chunk(head_grad_VD, inputs):
-    hidden_ND, targets_N, entropies_N, normalizers_N = inputs[:4]
-    logits_KNU, dlog_probs_N, dent_N = inputs[4:]
+  def band(hidden_grad_CND, inputs):
+    start, head_Ud, logits_CNU = inputs
+    head_UD = _gather(head_Ud, of_D).astype(hidden_CND.dtype)
 
-    def band(sums, inputs):
-      head_grad_VD, hidden_grad_ND = sums
-      start, logits_NU = inputs
-      head_UD = jax.lax.dynamic_slice_in_dim(head_VD, start, U)
+    def chunk(head_grad_UD, inputs):
+      hidden_grad_ND, logits_NU, hidden_ND, targets_N = inputs[:4]
+      entropies_N, normalizers_N, dlog_probs_N, dent_N = inputs[4:]
       if logits_NU is None:
         logits_NU = head_logits(hidden_ND, head_UD.T, temperature)
       log_probs_NU = logits_NU - normalizers_N[:, None]
@@ -256,36 +252,46 @@ def _chunked_backward(temperature, num_bands, axis, residuals, cotangents):
       )
       logits_grad_NU = (logits_grad_NU / temperature).astype(hidden_ND.dtype)
       hidden_grad_ND += jnp.matmul(
-        logits_grad_NU,
-        head_UD.astype(hidden_ND.dtype),
-        preferred_element_type=jnp.float32,
+        logits_grad_NU, head_UD, preferred_element_type=jnp.float32
       )
-      head_grad_UD = jnp.matmul(
+      head_grad_UD += jnp.matmul(
         logits_grad_NU.T, hidden_ND, preferred_element_type=jnp.float32
       )
-      if num_bands == 1:
-        return (head_grad_VD + head_grad_UD, hidden_grad_ND), None
-      head_grad_UD += jax.lax.dynamic_slice_in_dim(head_grad_VD, start, U)
-      head_grad_VD = jax.lax.dynamic_update_slice_in_dim(
-        head_grad_VD, head_grad_UD, start, 0
-      )
-      return (head_grad_VD, hidden_grad_ND), None
+      return head_grad_UD, hidden_grad_ND
 
-    sums = head_grad_VD, _zeros(hidden_ND.shape, head_grad_VD)
-    (head_grad_VD, hidden_grad_ND), _ = _scan(
-      band, sums, (starts_K, logits_KNU)
+    head_grad_UD, hidden_grad_CND = _scan(
+      chunk,
+      _zeros((U, D), hidden_CND, head_Ud),
+      (hidden_grad_CND, logits_CNU, hidden_CND, *of_chunks, *cotangents),
     )
-    return head_grad_VD, hidden_grad_ND.astype(hidden_ND.dtype)
+    head_grad_UD = head_grad_UD.astype(head_Ud.dtype)
+    return hidden_grad_CND, _scatter(head_grad_UD, of_D)
 
-  head_grad_VD, hidden_grad_CND = _scan(
-    chunk,
-    _zeros(head_VD.shape, hidden_CND),
-    (hidden_CND, *of_chunks, *cotangents),
+  hidden_grad_CND, head_grad_KUd = _scan(
+    band,
+    _zeros(hidden_CND.shape, hidden_CND, head_KUd),
+    (jnp.arange(K) * U, head_KUd, logits_KCNU),
   )
-  return hidden_grad_CND, head_grad_VD.astype(head_VD.dtype), None
+  return hidden_grad_CND.astype(hidden_CND.dtype), head_grad_KUd, None
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _gather(head_Ud, axes):
+  if not axes:
+    return head_Ud
+  return jax.lax.all_gather(head_Ud, axes, axis=1, tiled=True)
+
+
+def _scatter(grad_UD, axes):
+  """The sum over devices of a device's own part."""
+  if not axes:
+    return grad_UD
+  # Apart first: of columns that are no whole tiles a TPU would send all.
+  num_parts = jax.lax.axis_size(axes)
+  grad_UPd = grad_UD.reshape(len(grad_UD), num_parts, -1)
+  return jax.lax.psum_scatter(jnp.moveaxis(grad_UPd, 1, 0), axes)
 
 
 def _zeros(shape, *like):

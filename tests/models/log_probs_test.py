@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import re
 
 import chex
@@ -237,38 +238,58 @@ def meshed(*sizes):
 
 # Six rows over four devices are padded, a width of 11 over two is kept whole.
 @pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 2, 2), (1, 1, 4)])
-@pytest.mark.parametrize("width", [10, 11])
-def test_a_head_split_over_a_mesh_gives_the_same(sizes, width):
+@pytest.mark.parametrize(("width", "num_bands"), [(10, 1), (11, 1), (10, 3)])
+def test_a_head_split_over_a_mesh_gives_the_same(sizes, width, num_bands):
   hidden, head, targets = inputs(rows=6, vocabulary=48)
   args = hidden[..., :width], head[:width], targets
   expected = compiled(plain)(*args)
   with meshed(*sizes):
-    found = compiled(chunked(chunk_size=4))(*args)
+    found = compiled(chunked(chunk_size=4, num_bands=num_bands))(*args)
   chex.assert_trees_all_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_devices_exchange_the_head_once_and_not_for_each_chunk():
+@pytest.mark.parametrize("chunk_size", [2, 14])
+@pytest.mark.parametrize("num_bands", [1, 3])
+def test_devices_exchange_bands_of_the_head_and_not_for_each_chunk(
+  num_bands, chunk_size
+):
   hidden, head, targets = inputs(rows=8, vocabulary=48)
+  fn = chunked(chunk_size=chunk_size, num_bands=num_bands)
+  with meshed(1, 4, 1):
+    split = jax.P("fsdp")
+    args = jax.device_put((hidden[..., :8], head[:8]), split)
+    total = jax.grad(functools.partial(scalar, fn), (0, 1))
+    total = jax.jit(total, out_shardings=split)
+    text = total.lower(*args, targets).compile().as_text()
+  # A computation that a loop runs begins with its name.
+  computations = dict(
+    (part.split(" ")[0], part) for part in re.split(r"\n(?=(?:ENTRY )?%)", text)
+  )
+  bodies = re.findall(r"body=(%[\w.\-]+)", text)
+  bands = [x for x in bodies if "body=" in computations[x]]
+  chunks = [computations[x] for x in bodies if x not in bands]
+  sent = r"(?:all-\w+|reduce-scatter|collective-\w+)(?=\()"
+  is_looped = chunk_size < 14
+  if is_looped:
+    assert not re.findall(sent, "".join(chunks))
+    assert len(bands) == (2 if num_bands > 1 else 0)
+  found = sorted(re.findall(sent, text))
+  assert found == ["all-gather"] * (len(found) - 1) + ["reduce-scatter"]
+  # Of its columns or rows, at a time.
+  sizes = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+  assert {math.prod(map(int, x.split(","))) for x in sizes} == {
+    8 * 48 // num_bands
+  }
 
-  def exchanges(chunk_size):
-    total = functools.partial(scalar, chunked(chunk_size=chunk_size))
-    with meshed(1, 4, 1):
-      split = jax.P("fsdp")
-      args = jax.device_put((hidden[..., :8], head[:8]), split)
-      fn = jax.jit(jax.grad(total, (0, 1)), out_shardings=split)
-      text = fn.lower(*args, targets).compile().as_text()
-    # A computation that a loop runs begins with its name.
-    bodies = re.findall(r"body=(%[\w.\-]+)", text)
-    computations = re.split(r"\n(?=(?:ENTRY )?%)", text)
-    looped = [c for c in computations if c.split(" ")[0] in bodies]
-    assert len(looped) == (2 if chunk_size < 14 else 0)
-    sent = r"(?:all-\w+|reduce-scatter|collective-\w+)(?=\()"
-    assert not re.findall(sent, "".join(looped))
-    return sorted(re.findall(sent, text))
 
-  found = exchanges(chunk_size=2)
-  assert found == ["all-gather", "reduce-scatter"]
-  assert found == exchanges(chunk_size=14)
+@pytest.mark.parametrize(
+  ("vocab_size", "num_bands"),
+  # The largest is Qwen2.5's; the last one has no divisor that would do.
+  [(151_936, 8), (49_152, 3), (32_000, 2), (512, 1), (149 * 1_009, 1)],
+)
+def test_bands_of_an_accelerator_are_wide(monkeypatch, vocab_size, num_bands):
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert log_probs.choose_bands(vocab_size) == num_bands
 
 
 def test_bfloat16_streams_have_float32_log_probs():
