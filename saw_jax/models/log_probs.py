@@ -198,31 +198,41 @@ def _compute(
         weighted_N + jnp.sum(weights_NU * below_NU, axis=-1),
         jnp.where((place_N >= 0) & (place_N < U), found_N, taken_N),
       )
-      return None, (sums_N, logits_NU if is_kept else None)
+      # After the last band they are those of the whole vocabulary.
+      found_N = _finish(sums_N, of_V)
+      return None, (sums_N, (found_N, logits_NU if is_kept else None))
 
     return _scan(chunk, None, (sums_CN, hidden_CND, targets_CN))[1]
 
   zeros_CN = _zeros(targets_CN.shape, hidden_CND, head_KUd)
-  (top_CN, total_CN, weighted_CN, taken_CN), logits_KCNU = _scan(
+  _, (found_KCN, logits_KCNU) = _scan(
     band,
     (zeros_CN + _LOWEST, zeros_CN, zeros_CN, zeros_CN),
     (jnp.arange(K) * U, head_KUd),
   )
-  if of_V:  # The sums of all devices' logits, relative to their maximum.
-    local_top_CN, top_CN = top_CN, jax.lax.pmax(top_CN, of_V)
-    drop_CN = local_top_CN - top_CN
-    weighted_CN = jnp.exp(drop_CN) * (weighted_CN + drop_CN * total_CN)
-    total_CN = jnp.exp(drop_CN) * total_CN
-    total_CN, weighted_CN, taken_CN = jax.lax.psum(
-      (total_CN, weighted_CN, taken_CN), of_V
-    )
-  log_total_CN = jnp.log(total_CN)
-  # log π = z - top - log Σ, and H = -Σ π log π.
-  log_probs_CN = taken_CN - top_CN - log_total_CN
-  entropies_CN = log_total_CN - weighted_CN / total_CN
-  normalizers_CN = top_CN + log_total_CN
+  log_probs_CN, entropies_CN, normalizers_CN = (x[-1] for x in found_KCN)
   kept = (hidden_CND, head_KUd, targets_CN, entropies_CN, normalizers_CN)
   return (log_probs_CN, entropies_CN), (*kept, logits_KCNU)
+
+
+def _finish(sums_N, of_V):
+  """Log-probs, entropies and normalizers of what was summed over logits."""
+  top_N, total_N, weighted_N, taken_N = sums_N
+  if of_V:  # The sums of all devices' logits, relative to their maximum.
+    local_top_N, top_N = top_N, jax.lax.pmax(top_N, of_V)
+    drop_N = local_top_N - top_N
+    weighted_N = jnp.exp(drop_N) * (weighted_N + drop_N * total_N)
+    total_N = jnp.exp(drop_N) * total_N
+    total_N, weighted_N, taken_N = jax.lax.psum(
+      (total_N, weighted_N, taken_N), of_V
+    )
+  log_total_N = jnp.log(total_N)
+  # log π = z - top - log Σ, and H = -Σ π log π.
+  return (
+    taken_N - top_N - log_total_N,
+    log_total_N - weighted_N / total_N,
+    top_N + log_total_N,
+  )
 
 
 def _chunked_backward(temperature, of_D, of_V, residuals, cotangents):
