@@ -213,13 +213,13 @@ class Module:
     times: int = 1,
     carried: Read = lambda i: None,
     lost: int = 0,  # loops around it whose trips are not known
-    rare: tuple[int, str] | None = None,
+    rare: int = 0,
   ) -> Iterator[tuple[str, str, int]]:
     """Every instruction that runs, with its computation, and how often.
 
     `rare` is of the body of a loop whose steps were said: how often that loop
-    is entered, and which loop in it makes the steps. What others in it do, they
-    do so often in all, not at every look.
+    is entered. A loop in it whose trips are not known runs so often in all, not
+    at every step.
     """
     for name, one in self.computations[at].items():
       yield at, name, times
@@ -230,27 +230,15 @@ class Module:
         parts = _PARTS
       inside = functools.partial(self._given, at, one, carried)
       each, deeper = times * (count or 1), lost + (count is None)
-      if parts and rare and name != rare[1]:
-        within = (rare[0], "")
-        if count is None or rare[1]:
-          each = rare[0] * (count or self.reads)
+      if parts and rare:
+        within = rare
+        each = each if count else rare * self.reads
       elif count is None and lost == 1 and self.steps:
-        size, name = self._stepping(one, inside)
-        each, within = times * max(1, self.steps // size), (times, name)
+        each, within = times * self.steps, times
       else:
         self.unknown += count is None
       for part in self.called(one, *parts):
         yield from self.walk(part, each, inside, deeper, within)
-
-  def _stepping(self, one: Instruction, carried: Read) -> tuple[int, str]:
-    """The shortest loop inside a loop, and its trips: it makes the steps."""
-    (body,) = self.called(one, "body")
-    loops = (
-      (self.trips(body, name, carried), name)
-      for name, inside in self.computations[body].items()
-      if inside.op == "while"
-    )
-    return min((loop for loop in loops if loop[0]), default=(1, ""))
 
   def _given(self, at: str, one: Instruction, carried: Read, index: int):
     """What a computation is called with: values, or the parts of one."""

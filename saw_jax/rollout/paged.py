@@ -64,14 +64,8 @@ def room(
 class Paged(Sampler):
   """Slots that have the pages which their rows fill."""
 
-  def __init__(
-    self, decoder_config, config, num_slots, num_held, num_pages, period
-  ):
-    super().__init__(decoder_config, config, num_slots, num_held, period)
-    self._num_pages = num_pages
-
   def _run(self) -> _Loop:
-    (_, S, T, _), K = self._sizes, self._period
+    _, S, T, _ = self._sizes
     loop = self._read()
     # A gather reads what the longest row might have: each stage is compiled.
     ends = [S + max(1, T - 1)]
@@ -87,9 +81,8 @@ class Paged(Sampler):
 
         def goes_on(loop, first=first, end=end):
           slots = loop.slots
-          last_N = self._lengths(slots) - 1 + jnp.minimum(slots.count_N + K, T)
-          new = S - 1 + min(1 + K, T)
-          last = jnp.where(slots.live_N, last_N, new).max()
+          last_N = self._lengths(slots) + slots.count_N
+          last = jnp.where(slots.live_N, last_N, S + 1).max()
           return has_work(loop) & (last > first) & (last <= end)
 
         step = functools.partial(self._go_on, width=self._pages(end, 1))
@@ -160,15 +153,12 @@ class Paged(Sampler):
 
   def _go_on(self, loop: _Loop, width: int) -> _Loop:
     loop = self._make_room(self._fill(loop))
-    lengths_N, table_NM = self._lengths(loop.slots), loop.cache.table
+    slots, table_NM = loop.slots, loop.cache.table
     own_NM = jnp.minimum(loop.book.table_NM, self._num_pages - 1)[:, :width]
-
-    def place(cache, slots, _):
-      lengths = jnp.where(slots.live_N, lengths_N + slots.count_N, 0)
-      return cache.replace(lengths=lengths)
-
-    loop = loop.replace(cache=loop.cache.replace(table=own_NM))
-    loop = self._decode(loop, place)
+    lengths_N = self._lengths(slots) + slots.count_N
+    lengths_N = jnp.where(slots.live_N, lengths_N, 0)
+    cache = loop.cache.replace(table=own_NM, lengths=lengths_N)
+    loop = self._decode(loop, cache)
     loop = loop.replace(cache=loop.cache.replace(table=table_NM))
     has_row_N = loop.slots.row_N < self._sizes[0]
     return self._leave(loop, has_row_N & ~loop.slots.live_N, ENDED)
@@ -230,12 +220,10 @@ class Paged(Sampler):
 
   def _make_room(self, loop: _Loop) -> _Loop:
     """Has pages for the next tokens, at the price of rows that began last."""
-    T, K = self._config.max_new_tokens, self._period
 
     def wanted(loop):
       slots = loop.slots
-      counts_N = jnp.minimum(slots.count_N + K, T)
-      return self._pages(self._lengths(slots), counts_N) * slots.live_N
+      return self._pages(self._lengths(slots), slots.count_N + 1) * slots.live_N
 
     def lacks(loop):
       more_N = jnp.maximum(wanted(loop) - loop.book.held_N, 0)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling with fewer slots than rows: a row that ends leaves its slot.
 
-The rows of a call wait in order. At every few tokens a slot whose row has ended
+The rows of a call wait in order. Before each token a slot whose row has ended
 takes the next one: what its prompt has in a store of prefilled prompts is
 copied over the old row's. All slots write at one place of the cache, which runs
 round the places behind the prompts: a row needs no more of them than it may
@@ -27,9 +27,6 @@ from saw_jax.rollout.slots import Loop, Sampler, Slots
 from saw_jax.rollout.transcript import PromptBatch, Transcript
 from saw_jax.types import Array
 
-# Tokens, after which slots are looked at: fewest on CPUs is fastest.
-_PERIOD = 1
-
 
 @flax.struct.dataclass
 class _Store:
@@ -43,6 +40,7 @@ class _Store:
 
 @flax.struct.dataclass
 class _Loop(Loop):
+  time: Array  # int32 [], tokens drawn since all slots were free
   begun: Array  # int32 [], rows that have left the queue
   store: _Store
 
@@ -52,7 +50,6 @@ def make_generate(
   config: GenerateConfig,
   *,
   lanes: bool = False,
-  period: int = _PERIOD,
 ) -> Callable[[dict, PromptBatch, Array], Transcript]:
   """Makes `generate.make_generate`, within `cache_tokens` if there are any.
 
@@ -70,7 +67,7 @@ def make_generate(
     kind, room = _Ring, slots(config, P, S)
     if found := paged.room(config, P, S):
       kind, room = paged.Paged, found
-    sampler = kind(decoder_config, config, *room, period)
+    sampler = kind(decoder_config, config, *room)
     if not lanes:
       return sampler(params, prompts, row_keys)
     return jax.lax.map(lambda own: sampler(*own), (params, prompts, row_keys))
@@ -129,9 +126,10 @@ class _Ring(Sampler):
       loop = loop.replace(time=jnp.int32(0))  # Nobody is alive.
       for i, bound in enumerate(bounds):
         loop = loop.replace(cache=cache_lib.grow(loop.cache, S + bound))
-        how = dict(bound=bound, is_first=i == 0, is_last=bound == bounds[-1])
-        goes_on = functools.partial(self._goes_on, **how)
-        step = functools.partial(self._go_on, **how, ring=bounds[-1])
+        is_first, is_last = i == 0, bound == bounds[-1]
+        most = None if is_last else bound
+        goes_on = functools.partial(self._goes_on, is_first=is_first, most=most)
+        step = functools.partial(self._go_on, is_first, bounds[-1])
         loop = jax.lax.while_loop(goes_on, step, loop)
       return loop.replace(cache=cache_lib.shrink(loop.cache, S + bounds[0]))
 
@@ -143,6 +141,7 @@ class _Ring(Sampler):
     empty = functools.partial(cache_lib.init_cache, self._decoder)
     return _Loop(
       **self._nothing(empty(self._num_slots, size)),
+      time=jnp.int32(0),
       begun=jnp.int32(0),
       store=_Store(
         # Before the first prompt: there is none in it.
@@ -156,21 +155,19 @@ class _Ring(Sampler):
   def _has_work(self, loop: _Loop) -> Array:
     return loop.slots.live_N.any() | (loop.begun < self._sizes[0])
 
-  def _goes_on(self, loop, *, bound, is_first, is_last) -> Array:
+  def _goes_on(self, loop, is_first, most) -> Array:
     """Whether a stage does: if no row is alive, the first one begins anew."""
     goes_on = self._has_work(loop) if is_first else loop.slots.live_N.any()
-    return goes_on if is_last else goes_on & (loop.time < bound)
+    return goes_on if most is None else goes_on & (loop.time < most)
 
-  def _go_on(self, loop, *, bound, is_first, is_last, ring) -> _Loop:
+  def _go_on(self, is_first, ring, loop) -> _Loop:
     if is_first:
       is_new = ~loop.slots.live_N.any()
       loop = loop.replace(time=jnp.where(is_new, 0, loop.time))
-    loop, S = self._fill(loop), self._sizes[1]
-
-    def place(cache, _, k):
-      return cache.replace(index=S + (loop.time + k) % ring)
-
-    return self._decode(loop, place, most=None if is_last else bound)
+    loop = self._fill(loop)
+    index = self._sizes[1] + loop.time % ring
+    loop = self._decode(loop, loop.cache.replace(index=index))
+    return loop.replace(time=loop.time + 1)
 
   def _read(self, start) -> _Store:
     return _Store(jnp.int32(start), *self._read_prompts(start))

@@ -2,7 +2,6 @@
 """Rows of a call in slots, as `refill` and `paged` give them to rows."""
 
 import functools
-from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -31,7 +30,6 @@ class Slots:
 class Loop:
   """What a look at the slots hands to the next."""
 
-  time: Array  # int32 [], steps of the model
   slots: Slots
   cache: KVCache | PagedCache
   counts_B: Array  # int32
@@ -42,9 +40,9 @@ class Loop:
 class Sampler:
   """Traces the program of one lane."""
 
-  def __init__(self, decoder_config, config, num_slots, num_held, period):
+  def __init__(self, decoder_config, config, num_slots, num_held, num_pages=0):
     self._decoder = generate_lib.unrolled(decoder_config)
-    self._config, self._period = config, period
+    self._config, self._num_pages = config, num_pages
     self._num_slots, self._num_held = num_slots, num_held
     self._eos_ids = np.array(config.eos_ids, np.int32)
 
@@ -68,12 +66,11 @@ class Sampler:
   def _nothing(self, cache: KVCache | PagedCache) -> dict:
     """What a loop begins with: no row, and no token."""
     (B, _, T, _), N = self._sizes, self._num_slots
-    zeros = functools.partial(jnp.zeros, dtype="int32")
+    zeros_N = jnp.zeros(N, jnp.int32)
     return dict(
-      time=zeros(()),
-      slots=Slots(B + zeros(N), zeros(N), zeros(N), jnp.zeros(N, bool)),
+      slots=Slots(B + zeros_N, zeros_N, zeros_N, jnp.zeros(N, bool)),
       cache=cache,
-      counts_B=zeros(B),
+      counts_B=jnp.zeros(B, jnp.int32),
       tokens_BT=jnp.full((B, T), self._config.pad_id, jnp.int32),
       recorded_BT=generate_lib.nothing_recorded(self._config, (B, T)),
     )
@@ -96,69 +93,35 @@ class Sampler:
     drawn = generate_lib.draw_tokens(config, keys_R, times_R, each(logits_WV))
     return cache, *drawn
 
-  def _decode(
-    self, loop: Loop, place: Callable, most: int | None = None
-  ) -> Loop:
-    """Draws up to `period` tokens in each slot.
-
-    `place(cache, slots, k)` says where the cache is at, before token `k`.
-    """
-    (_, _, T, G), config, K = self._sizes, self._config, self._period
-    before, prompts_N = loop.slots, loop.slots.row_N // G
-    keys_N = self._row_keys[before.row_N]
-    lengths_N = self._prompts.lengths[prompts_N]
-    sampled_N = self._sampled_P[prompts_N]
-    shape = (K, self._num_slots)
-
-    def goes_on(carry):
-      k, slots, *_ = carry
-      goes_on = (k < K) & slots.live_N.any()
-      return goes_on if most is None else goes_on & (loop.time + k < most)
-
-    def step(carry):
-      k, slots, cache, tokens_KN, drawn_KN = carry
-      logits_NV, cache = generate_lib.read(
-        self._decoder,
-        self._params,
-        slots.token_N[:, None],
-        (lengths_N + slots.count_N - 1)[:, None],
-        jnp.ones((self._num_slots, 1), bool),
-        place(cache, slots, k),
-      )
-      token_N, drawn_N = generate_lib.draw_tokens(
-        config, keys_N, sampled_N + slots.count_N, logits_NV
-      )
-      count_N = slots.count_N + slots.live_N
-      live_N = slots.live_N & (count_N < T) & ~jnp.isin(token_N, self._eos_ids)
-      put = lambda x_KN, x_N: x_KN.at[k].set(x_N)  # noqa: E731
-      return (
-        k + 1,
-        Slots(slots.row_N, token_N, count_N, live_N),
-        cache,
-        put(tokens_KN, token_N),
-        jax.tree.map(put, drawn_KN, drawn_N),
-      )
-
-    drawn = generate_lib.nothing_recorded(config, shape)
-    carry = jnp.int32(0), before, loop.cache, jnp.zeros(shape, jnp.int32), drawn
-    steps, after, cache, *drawn = jax.lax.while_loop(goes_on, step, carry)
-    # A slot's own tokens are its first ones; the others have no place.
-    order_KN = jnp.arange(K)[:, None]
-    is_own_KN = order_KN < (after.count_N - before.count_N)[None]
-    times_KN = jnp.where(is_own_KN, before.count_N[None] + order_KN, T)
-    rows_KN = jnp.broadcast_to(before.row_N, shape)
-
-    def write(x_BT, x_KN):
-      return x_BT.at[rows_KN, times_KN].set(x_KN, mode="drop")
-
-    tokens_BT, recorded_BT = jax.tree.map(
-      write, [loop.tokens_BT, loop.recorded_BT], list(drawn)
+  def _decode(self, loop: Loop, cache: KVCache | PagedCache) -> Loop:
+    """Draws a token in each slot, which `cache` has its place for."""
+    (_, _, T, G), config, slots = self._sizes, self._config, loop.slots
+    prompts_N = slots.row_N // G
+    logits_NV, cache = generate_lib.read(
+      self._decoder,
+      self._params,
+      slots.token_N[:, None],
+      (self._prompts.lengths[prompts_N] + slots.count_N - 1)[:, None],
+      jnp.ones((self._num_slots, 1), bool),
+      cache,
     )
+    token_N, drawn_N = generate_lib.draw_tokens(
+      config,
+      self._row_keys[slots.row_N],
+      self._sampled_P[prompts_N] + slots.count_N,
+      logits_NV,
+    )
+    at_N = jnp.where(slots.live_N, slots.count_N, T)  # T is no place.
+    count_N = slots.count_N + slots.live_N
+    live_N = slots.live_N & (count_N < T) & ~jnp.isin(token_N, self._eos_ids)
+
+    def write(x_BT, x_N):
+      return x_BT.at[slots.row_N, at_N].set(x_N, mode="drop")
+
     return loop.replace(
-      time=loop.time + steps,
-      slots=after,
+      slots=Slots(slots.row_N, token_N, count_N, live_N),
       cache=cache,
-      counts_B=loop.counts_B.at[before.row_N].set(after.count_N),
-      tokens_BT=tokens_BT,
-      recorded_BT=recorded_BT,
+      counts_B=loop.counts_B.at[slots.row_N].set(count_N),
+      tokens_BT=write(loop.tokens_BT, token_N),
+      recorded_BT=jax.tree.map(write, loop.recorded_BT, drawn_N),
     )

@@ -30,12 +30,12 @@ class Watched(paged.Paged):
     return super()._leave(loop, is_over_N, state)
 
 
-def compare(num_prompts, held, num_slots, num_pages, *, period=1, **changes):
+def compare(num_prompts, held, num_slots, num_pages, **changes):
   """Samples both ways; returns lengths, and how many rows were turned out."""
   config = changes.get("config", CONFIG)
   changes = {"page_size": 4} | changes
   settings, asked, expected = refill_test.at_once(num_prompts, **changes)
-  sampler = Watched(config, settings, num_slots, held, num_pages, period)
+  sampler = Watched(config, settings, num_slots, held, num_pages)
   sampler.out = []
 
   @jax.jit
@@ -54,16 +54,16 @@ def compare(num_prompts, held, num_slots, num_pages, *, period=1, **changes):
   ("num_prompts", "held", "num_slots", "num_pages", "is_turned", "changes"),
   [
     # 56 tokens in place of 6 rows' 90; the last three prompts are filled up.
-    (5, 2, 6, 14, True, {"record_entropies": True, "period": 3}),
+    (5, 2, 6, 14, True, {"record_entropies": True}),
     # Rows of one length are never turned out: there is room for two.
     (4, 4, 5, 16, False, {"eos_ids": ()}),
     slow(4, 4, 12, 16, None, {}),
-    slow(5, 1, 3, 10, None, {"period": 4}),  # the least that is safe
+    slow(5, 1, 3, 10, None, {}),  # the least that is safe
     slow(5, 2, 4, 32, True, {"page_size": 1}),
     slow(5, 2, 4, 9, False, {"page_size": 16}),
     slow(7, 2, 6, 15, False, {"max_new_tokens": 2}),
     slow(5, 1, 4, 9, False, {"max_new_tokens": 1}),
-    slow(9, 5, 5, 18, None, {"group_size": 1, "period": 40}),
+    slow(9, 5, 5, 18, None, {"group_size": 1}),
     slow(4, 1, 3, 9, None, {"sampling": SamplingConfig(greedy=True)}),
     slow(5, 2, 4, 12, None, {"config": WINDOWS, "max_new_tokens": 14}),
   ],

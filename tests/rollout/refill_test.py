@@ -43,12 +43,12 @@ def at_once(num_prompts, *, config=CONFIG, sampled=None, **changes):
   return settings, asked, generate.make_generate(config, settings)(*asked)
 
 
-def compare(num_prompts, held, num_slots, period, *, config=CONFIG, **changes):
+def compare(num_prompts, held, num_slots, *, config=CONFIG, **changes):
   """Samples both ways; returns the completions' lengths."""
   settings, asked, expected = at_once(num_prompts, config=config, **changes)
   few = dataclasses.replace(settings, cache_tokens=1)
   with mock.patch.object(refill, "slots", lambda *_: (num_slots, held)):
-    found = refill.make_generate(config, few, period=period)(*asked)
+    found = refill.make_generate(config, few)(*asked)
   assert_same(found, expected)
   return np.asarray(found.completion_lengths)
 
@@ -88,26 +88,26 @@ def assert_lanes_are_calls(settings, seeds):
 
 
 @pytest.mark.parametrize(
-  ("num_prompts", "held", "num_slots", "period", "changes"),
+  ("num_prompts", "held", "num_slots", "changes"),
   [
     # Prompts come in three parts, of which the last one is filled up.
-    (5, 2, 6, 3, {"record_entropies": True}),
+    (5, 2, 6, {"record_entropies": True}),
     # All prompts are held: the cache grows, and begins anew.
-    (4, 4, 5, 4, {"eos_ids": ()}),
-    slow(4, 4, 6, 1, {}),
-    slow(5, 1, 1, 2, {}),
-    slow(7, 2, 6, 40, {"max_new_tokens": 2}),
-    slow(5, 1, 4, 3, {"max_new_tokens": 1}),
-    slow(9, 5, 5, 5, {"group_size": 1}),
-    slow(4, 4, 7, 2, {"sampling": SamplingConfig(top_p=0.7, min_p=0.05)}),
-    slow(4, 1, 3, 2, {"sampling": SamplingConfig(greedy=True), "pad_id": 2}),
+    (4, 4, 5, {"eos_ids": ()}),
+    slow(4, 4, 6, {}),
+    slow(5, 1, 1, {}),
+    slow(7, 2, 6, {"max_new_tokens": 2}),
+    slow(5, 1, 4, {"max_new_tokens": 1}),
+    slow(9, 5, 5, {"group_size": 1}),
+    slow(4, 4, 7, {"sampling": SamplingConfig(top_p=0.7, min_p=0.05)}),
+    slow(4, 1, 3, {"sampling": SamplingConfig(greedy=True), "pad_id": 2}),
   ],
 )
 def test_slots_change_no_token(
-  monkeypatch, num_prompts, held, num_slots, period, changes
+  monkeypatch, num_prompts, held, num_slots, changes
 ):
   give_many_stages(monkeypatch)
-  lengths = compare(num_prompts, held, num_slots, period, **changes)
+  lengths = compare(num_prompts, held, num_slots, **changes)
   most = changes.get("max_new_tokens", 11)
   if changes.get("eos_ids", EOS) and most > 2:
     assert len(set(lengths)) > 1  # Slots are free at different times.
@@ -117,7 +117,7 @@ def test_slots_change_no_token(
 def test_windows_are_of_tokens_and_keys_go_on_from_earlier_parts():
   config = dataclasses.replace(CONFIG, windows=(3, 0)[: CONFIG.num_layers])
   sampled = np.array([0, 4, 1, 2, 3], np.int32)
-  compare(5, 1, 3, 3, config=config, sampled=sampled, max_new_tokens=14)
+  compare(5, 1, 3, config=config, sampled=sampled, max_new_tokens=14)
 
 
 def test_each_lane_is_a_call_of_its_own():
