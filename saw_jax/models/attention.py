@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from saw_jax.models.config import DecoderConfig
-from saw_jax.models.kernels import MIXED, Kernel
+from saw_jax.models.kernels import MIXED
 from saw_jax.types import Array
 
 # Of a hidden key. Finite, so that a query that sees no key at all (a left pad)
@@ -24,9 +24,13 @@ _MOST_BANDS, _LEAST_BAND = 4, 64
 
 # Keys [B, K, H, S] and values [B, K, S, H].
 LayerCache = tuple[Array, Array]
-# Sines and cosines or no rotation, the mask [B, S, T] or what knows it (a
-# kernel, pages), the slot written next.
-Place = tuple[tuple[Array, Array] | None, Array | Callable, Array | None]
+# Goes from queries, keys and values of new tokens, and what the layer has read
+# before, to the mixed values and what has been read now.
+Mixer = Callable[
+  [Array, Array, Array, LayerCache | None], tuple[Array, LayerCache | None]
+]
+# Sines and cosines or no rotation, and what the tokens of a layer see.
+Place = tuple[tuple[Array, Array] | None, Mixer]
 
 
 @flax.struct.dataclass
@@ -211,6 +215,38 @@ def attend_causally(
   )
 
 
+@flax.struct.dataclass
+class Rows:
+  """A `Mixer` of whole rows, under a mask."""
+
+  mask_BSS: Array
+
+  def __call__(self, q_BSNH, k_BSKH, v_BSKH, cache):
+    k_BKHS, v_BKSH = _places_inside(k_BSKH, v_BSKH)
+    mixed_BSNH = attend_causally(q_BSNH, k_BKHS, v_BKSH, self.mask_BSS)
+    return checkpoint_name(mixed_BSNH, MIXED), cache
+
+
+@flax.struct.dataclass
+class Filled:
+  """A `Mixer` of tokens that follow those in a cache."""
+
+  mask_BST: Array
+  index: Array  # the place that is written next
+
+  def __call__(self, q_BSNH, k_BSKH, v_BSKH, cache):
+    k_BKHS, v_BKSH = _places_inside(k_BSKH, v_BSKH)
+    write = jax.lax.dynamic_update_slice
+    k_BKHT = write(cache[0], k_BKHS, (0, 0, 0, self.index))
+    v_BKTH = write(cache[1], v_BKSH, (0, 0, self.index, 0))
+    mixed_BSNH = attend(q_BSNH, k_BKHT, v_BKTH, self.mask_BST)
+    return mixed_BSNH, (k_BKHT, v_BKTH)
+
+
+def _places_inside(k_BSKH: Array, v_BSKH: Array) -> LayerCache:
+  return k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
+
+
 class Attention(nn.Module):
   """Queries, keys and values, their mixing, and the way back to the stream."""
 
@@ -220,7 +256,7 @@ class Attention(nn.Module):
   def __call__(
     self, x_BSD: Array, cache: LayerCache | None, place: Place
   ) -> tuple[Array, LayerCache | None]:
-    c, (rotary, mask_BST, index) = self.config, place
+    c, (rotary, mix) = self.config, place
     q_BSNH = self._project(x_BSD, "query", c.num_heads, "heads")
     k_BSKH = self._project(x_BSD, "key", c.num_kv_heads, "kv_heads")
     v_BSKH = self._project(x_BSD, "value", c.num_kv_heads, "kv_heads")
@@ -229,21 +265,7 @@ class Attention(nn.Module):
       k_BSKH = RMSNorm(c, "head_size", name="key_norm")(k_BSKH)
     if rotary is not None:
       q_BSNH, k_BSKH = rotate(q_BSNH, rotary), rotate(k_BSKH, rotary)
-    k_BKHT = k_BSKH.transpose(0, 2, 3, 1)
-    v_BKTH = v_BSKH.transpose(0, 2, 1, 3)
-    if isinstance(mask_BST, Kernel):
-      mixed_BSNH = mask_BST(q_BSNH, k_BSKH, v_BSKH)
-    elif callable(mask_BST):  # `paged.Pages`
-      mixed_BSNH, cache = mask_BST(q_BSNH, k_BSKH, v_BSKH, cache)
-    elif cache is None:
-      mixed_BSNH = attend_causally(q_BSNH, k_BKHT, v_BKTH, mask_BST)
-      mixed_BSNH = checkpoint_name(mixed_BSNH, MIXED)
-    else:
-      write = jax.lax.dynamic_update_slice
-      k_BKHT = write(cache[0], k_BKHT, (0, 0, 0, index))
-      v_BKTH = write(cache[1], v_BKTH, (0, 0, index, 0))
-      cache = (k_BKHT, v_BKTH)
-      mixed_BSNH = attend(q_BSNH, k_BKHT, v_BKTH, mask_BST)
+    mixed_BSNH, cache = mix(q_BSNH, k_BSKH, v_BSKH, cache)
     mixed_BSNH = nn.with_logical_constraint(
       mixed_BSNH, ("batch", "length", "heads", "head_size")
     )

@@ -2,6 +2,7 @@
 """What a decoder has read: keys and values of its layers, filled in place."""
 
 import functools
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -54,26 +55,32 @@ def init_cache(config: DecoderConfig, batch_size: int, size: int) -> KVCache:
 def repeat_rows(cache: KVCache, repeats: int) -> KVCache:
   """Repeats each row: row b is then at b · repeats to (b + 1) · repeats − 1."""
   repeat = functools.partial(jnp.repeat, repeats=repeats)
-  return cache.replace(
-    keys=jax.tree.map(lambda x_BKHS: repeat(x_BKHS, axis=-4), cache.keys),
-    values=jax.tree.map(lambda x_BKSH: repeat(x_BKSH, axis=-4), cache.values),
-    positions=repeat(cache.positions, axis=-2),
+  keys, values = jax.tree.map(
+    lambda x: repeat(x, axis=-4), (cache.keys, cache.values)
   )
+  positions = repeat(cache.positions, axis=-2)
+  return cache.replace(keys=keys, values=values, positions=positions)
 
 
 def grow(cache: KVCache, size: int) -> KVCache:
   """Adds empty places at the end until there are `size` of them."""
 
-  def pad(x: Array, axis: int, filler: int = 0) -> Array:
+  def pad(x: Array, axis: int) -> Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, size - cache.size)
+    filler = EMPTY if x is cache.positions else 0
     return jnp.pad(x, widths, constant_values=filler)
 
-  return cache.replace(
-    keys=jax.tree.map(lambda x_BKHS: pad(x_BKHS, -1), cache.keys),
-    values=jax.tree.map(lambda x_BKSH: pad(x_BKSH, -2), cache.values),
-    positions=pad(cache.positions, -1, EMPTY),
-  )
+  return _along(cache, pad)
+
+
+def cut(cache: KVCache, begin: int, end: int) -> KVCache:
+  """Keeps the places from `begin` on, and before `end`."""
+
+  def keep(x: Array, axis: int) -> Array:
+    return jax.lax.slice_in_dim(x, begin, end, axis=axis)
+
+  return _along(cache, keep).replace(index=cache.index - begin)
 
 
 def insert(
@@ -87,32 +94,9 @@ def insert(
 
   more = ((0, 0), (0, cache.size - source.size))
   held = jnp.pad(source.positions, more, constant_values=EMPTY)
-  return cache.replace(
-    keys=jax.tree.map(copy, cache.keys, source.keys),
-    values=jax.tree.map(copy, cache.values, source.values),
-    positions=copy(cache.positions, held),
-  )
-
-
-def shrink(cache: KVCache, size: int) -> KVCache:
-  """Takes places at the end away until there are `size` of them."""
-  return cache.replace(
-    keys=jax.tree.map(lambda x_BKHS: x_BKHS[..., :size], cache.keys),
-    values=jax.tree.map(lambda x_BKSH: x_BKSH[..., :size, :], cache.values),
-    positions=cache.positions[..., :size],
-  )
-
-
-def drop_first(cache: KVCache, count: int) -> KVCache:
-  """Takes the first places away, which are empty."""
-  if not count:
-    return cache
-  return KVCache(
-    keys=jax.tree.map(lambda x_BKHS: x_BKHS[..., count:], cache.keys),
-    values=jax.tree.map(lambda x_BKSH: x_BKSH[..., count:, :], cache.values),
-    positions=cache.positions[..., count:],
-    index=cache.index - count,
-  )
+  source = source.replace(positions=held, index=None)
+  found = jax.tree.map(copy, cache.replace(index=None), source)
+  return found.replace(index=cache.index)
 
 
 def take_rows(
@@ -120,7 +104,7 @@ def take_rows(
 ) -> KVCache:
   """Copies `size` places of rows of an unrolled cache, from a first of each.
 
-  What is outside of the cache is 0, and positions are left to the caller.
+  What is outside of the cache is 0.
   """
 
   def take(x: Array, axis: int) -> Array:
@@ -130,7 +114,13 @@ def take_rows(
     one = lambda row, first: cut(x[row], size + first, size, axis)  # noqa: E731
     return jax.vmap(one)(rows_B, firsts_B)
 
+  return _along(cache, take)
+
+
+def _along(cache: KVCache, change: Callable[[Array, int], Array]) -> KVCache:
+  """Changes every array of a cache along its axis of places."""
   return cache.replace(
-    keys=jax.tree.map(lambda x_BKHS: take(x_BKHS, -1), cache.keys),
-    values=jax.tree.map(lambda x_BKSH: take(x_BKSH, -2), cache.values),
+    keys=jax.tree.map(lambda x_BKHS: change(x_BKHS, -1), cache.keys),
+    values=jax.tree.map(lambda x_BKSH: change(x_BKSH, -2), cache.values),
+    positions=jax.tree.map(lambda x_BS: change(x_BS, -1), cache.positions),
   )

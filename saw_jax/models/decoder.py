@@ -69,18 +69,21 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSD, cache, place: attention.Place):
-    c, same = self.config, lambda x: x
+    c = self.config
+
+    def around(name):  # what is called before a part, and after it
+      norm, same = RMSNorm(c, name=name), lambda x: x
+      return (same, norm) if c.post_norm else (norm, same)
+
     x_BSD = checkpoint_name(x_BSD, "layer")
     with jax.named_scope("attention"):
-      norm = RMSNorm(c, name="attention_norm")
-      before, after = (same, norm) if c.post_norm else (norm, same)
+      before, after = around("attention_norm")
       out_BSD, cache = attention.Attention(c, name="attention")(
         before(x_BSD), cache, place
       )
       x_BSD = x_BSD + after(out_BSD)
     with jax.named_scope("mlp"):
-      norm = RMSNorm(c, name="mlp_norm")
-      before, after = (same, norm) if c.post_norm else (norm, same)
+      before, after = around("mlp_norm")
       x_BSD = x_BSD + after(MLP(c, name="mlp")(before(x_BSD)))
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
     return x_BSD, cache
@@ -128,51 +131,58 @@ class Decoder(nn.Module):
 
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
-    S, index, layer_caches = tokens_BS.shape[1], None, None
+    mixers, held = self._look(positions_BS, valid_BS, cache, segment_ids)
+    rotary = attention.rotary_tables(positions_BS, c)
+    rotated = c.rotated or (True,) * c.num_layers
+    places = [
+      (rotary if rotates else None, mixer)
+      for rotates, mixer in zip(rotated, mixers, strict=True)
+    ]
+    layer_caches = cache and (cache.keys, cache.values)
+    x_BSD, layer_caches = self._layers(x_BSD, layer_caches, places)
+    x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
+    if held is not None:
+      held = held.replace(keys=layer_caches[0], values=layer_caches[1])
+    return x_BSD, held
+
+  def _look(
+    self, positions_BS, valid_BS, cache, segment_ids
+  ) -> tuple[list[attention.Mixer], KVCache | PagedCache | None]:
+    """What tokens see in each layer, and the cache that knows of them."""
+    c, S = self.config, positions_BS.shape[1]
+    windows = c.windows or (0,) * c.num_layers
+    if isinstance(cache, PagedCache):  # which knows what it holds
+      return paged.readers(c, cache), cache
+    if cache is None and (kernel := kernels.choose(c)):
+      if segment_ids is None:
+        segment_ids = valid_BS.astype(jnp.int32)
+      return [kernel(segment_ids, window) for window in windows], None
     # Where queries [B, S] and keys [B, T] stand, in each row or in all alike.
     stands_BS = stands_BT = jnp.arange(S)[None]
+    make = attention.Rows
     if segment_ids is not None:
       seen_BST = segment_ids[:, None, :] > 0
       seen_BST &= segment_ids[:, None, :] == segment_ids[:, :, None]
     elif cache is None:
       seen_BST = valid_BS[:, None, :]
-    elif isinstance(cache, PagedCache):  # which knows what it holds
-      seen_BST, layer_caches = None, (cache.keys, cache.values)
     else:
-      index, layer_caches = cache.index, (cache.keys, cache.values)
+      make = functools.partial(attention.Filled, index=cache.index)
       stands_BS = jnp.where(valid_BS, positions_BS, cache_lib.EMPTY)
       write = jax.lax.dynamic_update_slice
-      stands_BT = write(cache.positions, stands_BS, (0, index))
+      stands_BT = write(cache.positions, stands_BS, (0, cache.index))
       seen_BST = stands_BT[:, None, :] > cache_lib.EMPTY
     # Nothing in a cache follows its last token: one alone needs no test.
     if cache is None or S > 1:
       seen_BST = (stands_BS[:, :, None] >= stands_BT[:, None, :]) & seen_BST
-    windows = c.windows or (0,) * c.num_layers
+    if cache is not None:
+      cache = cache.replace(positions=stands_BT, index=cache.index + S)
     masks = [
       seen_BST & (stands_BS[:, :, None] - stands_BT[:, None, :] < window)
       if 0 < window < stands_BT.shape[1]
       else seen_BST
       for window in windows
     ]
-    if cache is None and (kernel := kernels.choose(c)):
-      if segment_ids is None:
-        segment_ids = valid_BS.astype(jnp.int32)
-      masks = [kernel(segment_ids, window) for window in windows]
-    if isinstance(cache, PagedCache):
-      masks = paged.readers(c, cache)
-    rotary = attention.rotary_tables(positions_BS, c)
-    rotated = c.rotated or (True,) * c.num_layers
-    places = [
-      (rotary if rotates else None, mask_BST, index)
-      for rotates, mask_BST in zip(rotated, masks, strict=True)
-    ]
-    x_BSD, layer_caches = self._layers(x_BSD, layer_caches, places)
-    x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
-    if isinstance(cache, PagedCache):
-      cache = cache.replace(keys=layer_caches[0], values=layer_caches[1])
-    elif cache is not None:
-      cache = KVCache(*layer_caches, stands_BT, index + S)
-    return x_BSD, cache
+    return list(map(make, masks)), cache
 
   def _layers(self, x_BSD, layer_caches, places: list[attention.Place]):
     c, layer = self.config, Layer

@@ -33,13 +33,13 @@ class Kernel:
   segments: Array  # int32 [B, S], 0 is padding
   window: int = flax.struct.field(pytree_node=False, default=0)
 
-  def __call__(self, q_BSNH: Array, k_BSKH: Array, v_BSKH: Array) -> Array:
+  def __call__(
+    self, q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, cache: None = None
+  ) -> tuple[Array, None]:
     """Mixes values into `[B, S, N, H]`; each device has its rows and heads."""
-    heads = ("heads", "kv_heads")
-    if not sharding.split(heads[1:], k_BSKH.shape[2:])[0]:
-      heads = (None, None)  # All groups of heads are on all devices.
+    heads = sharding.head_names(k_BSKH.shape[2])
     q, kv = (("batch", None, name, None) for name in heads)
-    return sharding.on_each_device(
+    mixed_BSNH = sharding.on_each_device(
       self._attend,
       (q_BSNH, k_BSKH, v_BSKH, self.segments),
       (q, kv, kv, ("batch", None)),
@@ -47,6 +47,7 @@ class Kernel:
       check_vma=False,
       is_kernel=True,
     )
+    return mixed_BSNH, cache
 
 
 @flax.struct.dataclass

@@ -95,9 +95,7 @@ class Pages:
     self, q_B1NH: Array, k_B1KH: Array, v_B1KH: Array, pools
   ) -> tuple[Array, tuple[Array, Array]]:
     """Mixes values into `[B, 1, N, H]`; each device has its heads of a pool."""
-    heads = ("heads", "kv_heads")
-    if not sharding.split(heads[1:], pools[0].shape)[0]:
-      heads = (None, None)
+    heads = sharding.head_names(k_B1KH.shape[2])
     q, row = (None, heads[0], None), (None, heads[1], None)
     pool, rows = (heads[1], None, None, None), ((None, None), (None,))
     each = functools.partial(sharding.on_each_device, check_vma=False)

@@ -40,6 +40,12 @@ def split(
   return tuple(map(part, names, shape, found))
 
 
+def head_names(num_kv_heads: int) -> tuple[str | None, str | None]:
+  """Names of query and key heads; none where all are on all devices."""
+  is_split = split(("kv_heads",), (num_kv_heads,))[0]
+  return ("heads", "kv_heads") if is_split else (None, None)
+
+
 def on_each_device(
   fn: Callable[..., PyTree],
   args: Sequence[Array],

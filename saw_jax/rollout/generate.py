@@ -299,7 +299,8 @@ def read_parts(
   last_BD, cache = jax.lax.fori_loop(
     first, width // each, go_on, (none_BD, cache)
   )
-  return _logits(config, params, last_BD), cache_lib.drop_first(cache, lack)
+  cache = cache_lib.cut(cache, lack, cache.size)
+  return _logits(config, params, last_BD), cache
 
 
 def read(

@@ -131,7 +131,7 @@ class _Ring(Sampler):
         goes_on = functools.partial(self._goes_on, is_first=is_first, most=most)
         step = functools.partial(self._go_on, is_first, bounds[-1])
         loop = jax.lax.while_loop(goes_on, step, loop)
-      return loop.replace(cache=cache_lib.shrink(loop.cache, S + bounds[0]))
+      return loop.replace(cache=cache_lib.cut(loop.cache, 0, S + bounds[0]))
 
     return jax.lax.while_loop(self._has_work, round_of_stages, loop)
 

@@ -48,7 +48,7 @@ def both(fn, window, *args):
 
 
 def kernel(name, *args):
-  return kernels.KERNELS[name](jnp.asarray(SEGMENTS), args[-1])(*args[:-1])
+  return kernels.KERNELS[name](jnp.asarray(SEGMENTS), args[-1])(*args[:-1])[0]
 
 
 # Off a TPU splash is interpreted, and off a GPU XLA stands for cuDNN.
