@@ -8,7 +8,6 @@ from typing import Any
 
 from saw_jax import naming
 from saw_jax.contrib import worlds
-from saw_jax.tasks import environments
 
 # What the numbers of actions mean, as the environments' pages have it.
 _ACTIONS = {
@@ -37,15 +36,14 @@ class GymnasiumConfig(worlds.AskedConfig):
   describe: str = ""
 
 
-class Game(environments.Environment):
+class Game(worlds.World):
   """One environment of Gymnasium, played with words.
 
   What is no action, or none that the mask of its info allows, takes a step.
   """
 
   def __init__(self, config: GymnasiumConfig, split: str):
-    super().__init__(config.max_steps, config.reward)
-    self._first = worlds.TEST_SEEDS if split == "test" else 0
+    super().__init__(config, split)
     self._describe = naming.load(config.describe) if config.describe else None
     self._env = _make(config)
     self.names = _name_actions(config, self._env.action_space)

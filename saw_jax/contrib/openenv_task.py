@@ -9,7 +9,7 @@ from typing import Any
 
 from saw_jax import naming
 from saw_jax.contrib import worlds
-from saw_jax.tasks import base, environments
+from saw_jax.tasks import base
 
 _NO_PART = ("done", "reward", "metadata")  # of what a policy sees and says
 _OF_TOOLS = ("Action", "CallToolAction", "ListToolsAction")  # titles of schemas
@@ -71,7 +71,7 @@ class _Served:
     return vars(self._client.step(action))
 
 
-class Session(environments.Environment):
+class Session(worlds.World):
   """One environment of OpenEnv, played with words.
 
   An action is a JSON object, or the text of the one field that actions must
@@ -82,8 +82,7 @@ class Session(environments.Environment):
   admissible_actions: list[str] = []  # any text may be one
 
   def __init__(self, config: OpenEnvConfig, split: str):
-    super().__init__(config.max_steps, config.reward)
-    self._config, self._split = config, split
+    super().__init__(config, split)
     is_served = config.env.startswith(("http://", "https://"))
     self._wire = (_Served if is_served else _Local)(config)
     self._schema = self._wire.schema
@@ -91,8 +90,7 @@ class Session(environments.Environment):
     self._always = {"type": "call_tool"} if is_of_tools else {}
 
   def _start(self, seed: int) -> str:
-    first = worlds.TEST_SEEDS if self._split == "test" else 0
-    by = {"seed": {"seed": first + seed}}
+    by = {"seed": {"seed": self._first + seed}}
     by["task"] = {"split": self._split, "index": seed}
     found = self._wire.reset(**by[self._config.reset])
     about = self._config.goal or self._wire.about

@@ -21,6 +21,15 @@ actions that you took: {history}
 _ACTIONS = "The actions that are possible now are: [{}].\n"
 
 
+class World(Environment):
+  """An environment of a library, whose splits differ in their seeds."""
+
+  def __init__(self, config: "WorldConfig", split: str):
+    super().__init__(config.max_steps, config.reward)
+    self._config, self._split = config, split
+    self._first = TEST_SEEDS if split == "test" else 0
+
+
 def ask(scene: str, now: Situation, history: History, shown: int) -> str:
   """Writes a prompt that lists what can be done, or else leaves it open."""
   past = environments.write_history(history, shown)

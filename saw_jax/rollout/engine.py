@@ -4,7 +4,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from saw_jax import naming
 from saw_jax.rollout.generate import GenerateConfig
@@ -50,13 +50,13 @@ class EngineConfig:
   deadline_s: float = 600.0  # of a request
   patience_s: float = 600.0  # without any answer, then the run stops
   attempts: int = 3  # for a row that comes back wrong; then it is unscored
-  # Log-probs of a token that are further apart than this are beyond: a server's
-  # first rows by new weights may have none, and of a step this share.
+  # A token is beyond where a server's log-prob and ours are further apart than
+  # this. The row that is compared after a publication may have no such token.
   bound: float = 0.01  # by default 0.5 where weights are no float32
-  most_beyond: float = 0.01
+  most_beyond: float = 0.01  # share of the tokens of a step
   beyond: str = "warn"  # or "stop": what a step with more does to the run
-  # What newer weights do to an actor's rows: they wait for them, or "abort"
-  # ends what runs, to be asked again of the newest.
+  # What happens to an actor's rows when weights are newer: those wait for them,
+  # or "abort" ends the rows, which are asked for again by the newest weights.
   in_flight: str = "finish"
 
   def __post_init__(self):
@@ -69,7 +69,7 @@ class EngineConfig:
       naming.check_choice(what, getattr(self, name), known)
 
 
-class Engine(Protocol):
+class Engine:
   """Samples the responses to prompts by the weights that it is given."""
 
   traits: Traits
@@ -86,20 +86,25 @@ class Engine(Protocol):
 
     Keys are `[N, P * G]`, as the rows of the transcript. Its log-probs are
     those of the distribution sampled from, or None. A row without a token could
-    not be sampled, and is not scored. An engine that aborts rows asks for them
-    again by the `newest` weights, where the caller can do with those.
+    not be sampled, and is not scored. A caller that can use rows of later
+    weights gives a function that returns the `newest`: an engine that aborts
+    rows asks for them again by those.
     """
+    raise NotImplementedError
 
   def turn(
     self, *asked: Any, kept: Kept | None, config: GenerateConfig
   ) -> tuple[Transcript, Kept | None]:
-    """`sample`, to the host, after a call by these weights that has kept this.
+    """Does `sample`, brings the rows to the host, and may keep what it read.
 
-    Gives what it has kept itself; None: nothing, and nothing is to be.
+    `kept` is what the last call by the same weights gave to go on from; None:
+    nothing is to be kept. The second result is for the next call.
     """
+    return self.sample(*asked, config), None
 
   def figures(self) -> dict[str, float]:
     """What to log of the time since it was asked last."""
+    return {}
 
   def close(self) -> None:
     """Lets go of what the engine holds; its servers go on."""

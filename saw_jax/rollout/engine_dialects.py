@@ -6,7 +6,7 @@ vLLM's was tried with 0.32; SGLang's is written from its documentation alone.
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from saw_jax import asking
 from saw_jax.rollout.engine import EngineError
@@ -34,35 +34,6 @@ class Answer(NamedTuple):
   top: list[float]  # log-probs of the first token's likeliest, if asked for
   versions: frozenset[str]  # of the weights; empty: it does not say
   reason: str  # why it ended: "stop", "length" or another
-
-
-class Dialect(Protocol):
-  """How to talk to one kind of server."""
-
-  name: str
-  generate: str  # the path that samples
-
-  def facts(self, ask: Ask) -> Facts: ...
-
-  def body(
-    self,
-    prompt: list[int],
-    config: GenerateConfig,
-    seed: int,
-    log_probs: int | None,
-    name: str = "",
-  ) -> Document:
-    """Asks for one row; `log_probs` of how many tokens beside the sampled."""
-
-  def read(self, document: Document) -> Answer: ...
-
-  def held(self, ask: Ask) -> str:
-    """The version of the weights that the server has now."""
-
-  def load(self, ask: Ask, folder: str, version: str) -> None: ...
-
-  def abort(self, ask: Ask, names: list[str]) -> None:
-    """Ends rows that were asked for by these names, as they are."""
 
 
 def _how(config: GenerateConfig, whole: int) -> Document:
@@ -98,7 +69,15 @@ class VLLM:
       ) from None
     return Facts(version, model["root"], model["max_model_len"], True)
 
-  def body(self, prompt, config, seed, log_probs, name="") -> Document:
+  def body(
+    self,
+    prompt: list[int],
+    config: GenerateConfig,
+    seed: int,
+    log_probs: int | None,
+    name: str = "",
+  ) -> Document:
+    """Asks for one row; `log_probs` of how many tokens beside the sampled."""
     how = _how(config, 0) | {
       "max_tokens": config.max_new_tokens,
       "seed": seed,
@@ -108,7 +87,7 @@ class VLLM:
     named = {"request_id": name} if name else {}
     return {"token_ids": prompt, "sampling_params": how, **named}
 
-  def read(self, document) -> Answer:
+  def read(self, document: Document) -> Answer:
     (choice,) = document["choices"]
     found, top = choice["logprobs"], []
     if found is not None:
@@ -124,9 +103,10 @@ class VLLM:
     return Answer(choice["token_ids"], found, top, versions, reason)
 
   def held(self, ask: Ask) -> str:
+    """The version of the weights that the server has now."""
     return ask("/weight_info")["weight_version"]
 
-  def load(self, ask, folder, version) -> None:
+  def load(self, ask: Ask, folder: str, version: str) -> None:
     how = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
     ask("/collective_rpc", how)
     # What rows of the old weights have left there. It fails while blocks are
@@ -139,13 +119,14 @@ class VLLM:
       raise asking.Failure("its prefix cache is in use by others")
     ask("/update_weight_version", {"new_version": version})
 
-  def abort(self, ask, names) -> None:
+  def abort(self, ask: Ask, names: list[str]) -> None:
+    """Ends rows that were asked for by these names, as they are."""
     whole = [f"generate-tokens-{name}" for name in names]
     ask("/abort_requests", {"request_ids": whole})
 
 
 class SGLang:
-  """SGLang's own routes."""
+  """SGLang's own routes, for what `VLLM` asks."""
 
   name, generate = "sglang", "/generate"
 
@@ -203,5 +184,6 @@ class SGLang:
       ask("/abort_request", {"rid": name})
 
 
+Dialect = VLLM | SGLang
 # The first path of each tells which one a server is of.
 DIALECTS = (VLLM(), SGLang())

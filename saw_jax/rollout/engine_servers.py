@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Servers of an inference engine in the place of our own sampler, by HTTP.
 
-Rows are of the weights that they were asked of, whoever asks in between: calls
-by other weights wait for each other, and what a server says of its weights is
-looked at in each answer. So a server that dies loses nothing but time, and one
-that comes back is given its weights again.
+A row is sampled by the weights that the caller gave. Calls by other weights
+wait until it has come, and each answer tells the version that it was sampled
+by, which is checked. So a server that dies costs nothing but time, and one that
+comes back is given the weights again.
 """
 
 import collections
@@ -30,7 +30,7 @@ from saw_jax import asking
 from saw_jax.rollout import engine_dialects as dialects
 from saw_jax.rollout import generate
 from saw_jax.rollout import server as server_lib
-from saw_jax.rollout.engine import EngineConfig, EngineError
+from saw_jax.rollout.engine import Engine, EngineConfig, EngineError
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.rollout.server import Server
@@ -50,7 +50,7 @@ Greedy = Callable[[PyTree, list[int], int], tuple[Sequence[int], Any]]
 
 @dataclasses.dataclass
 class _Call:
-  """What the rows of a call are asked of, and which of them are on the way."""
+  """The weights and settings of one call, and which rows are being sampled."""
 
   version: str
   config: GenerateConfig
@@ -60,7 +60,7 @@ class _Call:
   running: dict[str, Server] = dataclasses.field(default_factory=dict)
 
 
-class Servers:
+class Servers(Engine):
   """Servers that have one model, as an `Engine` for the policy of one seed."""
 
   def __init__(
@@ -103,12 +103,7 @@ class Servers:
     self._answered, self._closed = time.monotonic(), False
 
   def sample(
-    self,
-    params: PyTree,
-    prompts: PromptBatch,
-    row_keys: Array,
-    config: GenerateConfig,
-    newest: Callable[[], PyTree] | None = None,
+    self, params, prompts, row_keys, config, newest=None
   ) -> Transcript:
     tokens, lengths = np.asarray(prompts.tokens), np.asarray(prompts.lengths)
     is_known = len(tokens) == 1 and prompts.sampled is None
@@ -135,10 +130,6 @@ class Servers:
         is_old = newest and (lambda held=params: newest() is not held)
         self._fill(answers, asked, call, is_old)
     return _lay_out(prompts, answers, config, has_log_probs)
-
-  def turn(self, *asked, kept, config):
-    del kept  # Servers have prefixes of their own.
-    return self.sample(*asked, config), None
 
   def figures(self) -> dict[str, float]:
     found, self._figures = self._figures, collections.Counter()

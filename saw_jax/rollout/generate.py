@@ -22,6 +22,9 @@ from saw_jax.types import Array
 
 _MOST_READ = 512  # tokens of prompts that are read at one time
 
+# Tokens, their positions, and which of them are real; each `[B, S]`.
+Asked = tuple[Array, Array, Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
@@ -93,35 +96,36 @@ def make_turn(
 ) -> Callable[..., tuple[Transcript, cache_lib.KVCache | None]]:
   """Makes a sampler that gives what it has read, and goes on from it.
 
-  `(params, prompts, keys, cache=None, shared=None) -> (transcript, cache)`:
-  with what an earlier call gave, by the same parameters, the prompts, of one
-  row each, are read from the first place of which some row lacks anything.
+  `(params, prompts, keys, cache=None, shared=None) -> (transcript, cache)`.
+  Given the cache of an earlier call by the same parameters, and what its rows
+  share with these prompts, it begins to read at the first part that some row
+  lacks. Groups have one row each then.
   """
-  part = turns.PART
+  part, decoder_config = turns.PART, unrolled(decoder_config)
   # Only the model and the sampler are mapped. A `vmap` of the whole, in which
   # the cache's index is no longer shared, would copy the cache at each step.
   over_lanes = jax.vmap if lanes else lambda fn, *axes: fn
   unstack = over_lanes(decoder.unstack_layers)
   # A cache's index is shared by all lanes.
   cached = cache_lib.KVCache(keys=0, values=0, positions=0, index=None)
-  model = functools.partial(read, unrolled(decoder_config))
-  read_all = functools.partial(prefill, unrolled(decoder_config))
-  read_all = over_lanes(read_all, 0, (0, cached))
-  model = over_lanes(model, (0, 0, 0, 0, cached), (0, cached))
-  read_rest = functools.partial(read_parts, unrolled(decoder_config), part)
-  read_rest = over_lanes(read_rest, (0, 0, cached, None), (0, cached))
+
+  def mapped(fn, given, *bound):
+    fn = functools.partial(fn, decoder_config, *bound)
+    return over_lanes(fn, (0, 0, *given), (0, cached))
+
+  model, read_all = mapped(read, (cached,)), mapped(prefill, ())
+  read_rest = mapped(read_parts, (cached, None), part)
   draw = over_lanes(functools.partial(draw_tokens, config))
   each = functools.partial(jnp.repeat, repeats=config.group_size)
   eos_ids = np.array(config.eos_ids, np.int32)
 
-  def begin(prompts, kept, shared):
+  def begin(prompts, asked, kept, shared):
     """What is shared, at the places of prompts of which the rest is read."""
     S = prompts.tokens.shape[-1]
     width, one = whole_parts(S, part)
     take = functools.partial(cache_lib.take_rows, size=width)
     cache = over_lanes(take)(kept, shared.sources, shared.shifts + S - width)
-    order, valid = places(prompts)
-    order = jnp.where(valid, order, cache_lib.EMPTY)
+    order = jnp.where(asked[2], asked[1], cache_lib.EMPTY)
     wider = [(0, 0)] * (order.ndim - 1) + [(width - S, 0)]
     order = jnp.pad(order, wider, constant_values=cache_lib.EMPTY)
     first = (width - shared.unread(prompts.lengths)) // one
@@ -155,11 +159,8 @@ def make_turn(
       )
 
     def step(loop: _Loop) -> _Loop:
-      token_B1 = loop.token_B[..., None]
-      positions_B1 = (lengths_B + loop.time)[..., None]
-      valid_B1 = jnp.ones(token_B1.shape, bool)
-      said = model(params, token_B1, positions_B1, valid_B1, loop.cache)
-      return append(loop, *said)
+      asked = one_each(loop.token_B, lengths_B + loop.time)
+      return append(loop, *model(params, asked, loop.cache))
 
     shape = (T, *lengths_B.shape)
     loop = _Loop(
@@ -172,11 +173,11 @@ def make_turn(
       cache=None,
     )
     if T:
-      asked = prompts.tokens, *places(prompts)
+      asked = ask(prompts)
       if kept is None:
-        logits_PV, cache = read_all(params, *asked)
+        logits_PV, cache = read_all(params, asked)
       else:
-        begun = begin(prompts, kept, shared)
+        begun = begin(prompts, asked, kept, shared)
         logits_PV, cache = read_rest(params, asked, *begun)
       cache = cache_lib.repeat_rows(cache, config.group_size)
       loop = append(loop, each(logits_PV, axis=-2), cache)
@@ -228,8 +229,8 @@ def _go_on(decoder_config, config, params, tokens_S, cache, row_key, counts):
   """Reads tokens, of which the last is number `length`, and draws the next."""
   length, time = counts
   order_1S = jnp.arange(tokens_S.size)[None] + length - tokens_S.size
-  where = jnp.maximum(order_1S, 0), order_1S >= 0
-  logits_1V, cache = read(decoder_config, params, tokens_S[None], *where, cache)
+  asked = tokens_S[None], jnp.maximum(order_1S, 0), order_1S >= 0
+  logits_1V, cache = read(decoder_config, params, asked, cache)
   token_1, _ = draw_tokens(config, row_key[None], time[None], logits_1V)
   return token_1[0], cache
 
@@ -239,27 +240,28 @@ def unrolled(config: DecoderConfig) -> DecoderConfig:
   return dataclasses.replace(config, scan_layers=False, remat="none")
 
 
-def places(prompts: PromptBatch) -> tuple[Array, Array]:
-  """Positions of the tokens of prompts, and which of them are real."""
+def ask(prompts: PromptBatch) -> Asked:
   S = prompts.tokens.shape[-1]
   order_PS = _order(S, prompts.lengths) - (S - prompts.lengths)[..., None]
-  return jnp.maximum(order_PS, 0), order_PS >= 0
+  return prompts.tokens, jnp.maximum(order_PS, 0), order_PS >= 0
+
+
+def one_each(token_B: Array, position_B: Array) -> Asked:
+  """A token of each row, all of them real."""
+  token_B1 = token_B[..., None]
+  return token_B1, position_B[..., None], jnp.ones(token_B1.shape, bool)
 
 
 @jax.named_scope("prefill")
 def prefill(
-  config: DecoderConfig,
-  params: dict,
-  tokens_BS: Array,
-  positions_BS: Array,
-  valid_BS: Array,
+  config: DecoderConfig, params: dict, asked: Asked
 ) -> tuple[Array, cache_lib.KVCache]:
   """Reads prompts in parts, so that scores are of a part by the whole."""
-  asked, S = (tokens_BS, positions_BS, valid_BS), tokens_BS.shape[1]
+  B, S = asked[0].shape
   width = whole_parts(S, _MOST_READ)[0]
-  cache = cache_lib.init_cache(config, len(tokens_BS), width)
+  cache = cache_lib.init_cache(config, B, width)
   if S <= _MOST_READ:
-    return read(config, params, *asked, cache)
+    return read(config, params, asked, cache)
   return read_parts(config, _MOST_READ, params, asked, cache)
 
 
@@ -274,13 +276,14 @@ def read_parts(
   config: DecoderConfig,
   most: int,
   params: dict,
-  asked: tuple[Array, ...],
+  asked: Asked,
   cache: cache_lib.KVCache,
   first: Array | int = 0,
 ) -> tuple[Array, cache_lib.KVCache]:
-  """Reads prompts from part `first` on, where the cache's index is.
+  """Reads prompts in equal parts, from part `first` on.
 
-  In front the cache has places for what part 0 lacks.
+  That part begins at the cache's index. The cache is as long as all parts, and
+  what it has more than the prompts is in front, where part 0 is padded.
   """
   lack = cache.size - asked[0].shape[1]
   width, each = whole_parts(cache.size, most)
@@ -291,7 +294,7 @@ def read_parts(
 
   def go_on(number, carry):
     part = tuple(x[number] for x in split_up)
-    hidden_BSD, cache = _pass(config, params, *part, carry[1])
+    hidden_BSD, cache = _pass(config, params, part, carry[1])
     return hidden_BSD[:, -1], cache
 
   split_up = tuple(map(split, asked))
@@ -304,22 +307,15 @@ def read_parts(
 
 
 def read(
-  config: DecoderConfig,
-  params: dict,
-  tokens_BS: Array,
-  positions_BS: Array,
-  valid_BS: Array,
-  cache: cache_lib.KVCache,
+  config: DecoderConfig, params: dict, asked: Asked, cache: cache_lib.KVCache
 ) -> tuple[Array, cache_lib.KVCache]:
   """Reads tokens after those in the cache, and gives logits of the next."""
-  hidden_BSD, cache = _pass(
-    config, params, tokens_BS, positions_BS, valid_BS, cache
-  )
+  hidden_BSD, cache = _pass(config, params, asked, cache)
   return _logits(config, params, hidden_BSD[:, -1]), cache
 
 
-def _pass(config, params, *args):
-  return decoder.Decoder(config).apply({"params": params}, *args)
+def _pass(config, params, asked: Asked, cache):
+  return decoder.Decoder(config).apply({"params": params}, *asked, cache)
 
 
 def _logits(config, params, hidden_BD: Array) -> Array:

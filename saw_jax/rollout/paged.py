@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refilled slots whose cache is in pages: a row has as many as it fills.
 
-All prompts are read first, into pages that their rows share. A row begins where
-what the live ones are expected to need leaves room for it, and takes pages as
-it grows. Where they run out the row that began last leaves its slot and begins
-anew later: the key of a token is of its place, so that it draws the same ones.
-The first of the rows that have not ended is never asked to, and there is room
-for all prompts and a whole response beside: it always goes on. How long a row
-will be is not known. Until one has ended by itself it is taken to be the
-longest, so that rows of one length are never turned out; then it is expected to
-draw as many more tokens as all rows together have drawn for each end.
+All prompts are read first, into pages that their rows share. A row begins when
+there is room for it beside what the live rows are expected to need, and takes
+pages as it grows. If they run out, the row that began last leaves its slot and
+begins anew later, and draws the same tokens, since their keys depend on their
+places alone. The first row that has not ended never has to leave, and there is
+room for all prompts and one whole response, so that it always goes on.
+
+Nobody knows how long a row will be. Until one has ended by itself, each is
+expected to be as long as it may, so that rows of one length are never turned
+out. After that, it is expected to draw as many more tokens as all rows together
+have drawn for each one that ended.
 """
 
 import functools
@@ -35,7 +37,7 @@ class _Loop(Loop):
 
 
 def least(config: GenerateConfig, num_prompts: int, size: int) -> int:
-  """Tokens of all prompts, of one that is read beside them, and a response."""
+  """The smallest budget: all prompts, one to read beside them, a response."""
   p, T = config.page_size, config.max_new_tokens
   response = -(-(T + p - 2) // p) * p
   return num_prompts * (-(-size // p) * p) + size + response

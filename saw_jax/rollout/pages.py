@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pages of a cache are whose; page X is none.
+"""Whose the pages of a cache are; number X, behind the last, is no page.
 
-A prompt's pages are read by all of its rows, and free when the last of them has
-ended. A row has its own from the page on in which its prompt ends.
+All rows of a prompt read its pages, which are free again when the last of them
+has ended. The page in which the prompt ends, and what follows, is a row's own.
 """
 
 import flax.struct

@@ -3,11 +3,12 @@
 
 The rows of a call wait in order. Before each token a slot whose row has ended
 takes the next one: what its prompt has in a store of prefilled prompts is
-copied over the old row's. All slots write at one place of the cache, which runs
-round the places behind the prompts: a row needs no more of them than it may
-have tokens, so that it never meets its own, and what it sees are the tokens
-that it holds. The key of a token is of its place in its row. So the tokens are
-those of `generate`, whatever the slots; log-probs are equal up to rounding.
+copied over the old row's. All slots write at the same place of the cache, which
+goes round the part behind the prompts. That part is as long as the longest
+response, so that a row never overwrites its own tokens; those of the row before
+are told apart by their positions. The key of a token depends on its row and its
+place in it. So the tokens are those of `generate`, whatever the slots;
+log-probs are equal up to rounding.
 """
 
 import functools

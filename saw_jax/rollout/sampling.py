@@ -46,6 +46,16 @@ class SamplingConfig:
     return some and not self.greedy
 
 
+def _drawn_from(logits_BV: Array, config: SamplingConfig) -> Array:
+  """Logits in float32 of what is drawn from; if greedy, at temperature 1."""
+  logits_BV = logits_BV.astype(jnp.float32)
+  if config.greedy:
+    return logits_BV
+  if config.temperature != 1.0:
+    logits_BV = logits_BV / config.temperature
+  return _truncate(logits_BV, config)
+
+
 def _truncate(logits_BV: Array, config: SamplingConfig) -> Array:
   """Gives -inf to the tokens that `top_k`, `top_p` and `min_p` exclude.
 
@@ -104,11 +114,7 @@ def sample(
   renormalised. A greedy token has that of the distribution it is the mode of,
   at temperature 1; the log-prob of the choice itself would always be 0.
   """
-  logits_BV = logits_BV.astype(jnp.float32)
-  if not config.greedy:
-    if config.temperature != 1.0:
-      logits_BV = logits_BV / config.temperature
-    logits_BV = _truncate(logits_BV, config)
+  logits_BV = _drawn_from(logits_BV, config)
   top_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
   weights_BV = jnp.exp(logits_BV - top_B1)
   if config.greedy:
@@ -124,9 +130,7 @@ def sample(
 
 def entropies(logits_BV: Array, config: SamplingConfig) -> Array:
   """Takes the entropy of what is drawn from; if greedy, at temperature 1."""
-  logits_BV = logits_BV.astype(jnp.float32)
-  if not config.greedy:
-    logits_BV = _truncate(logits_BV / config.temperature, config)
+  logits_BV = _drawn_from(logits_BV, config)
   log_probs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
   probs_BV = jnp.exp(log_probs_BV)
   # What is excluded has -inf, and 0 * inf is NaN.

@@ -52,7 +52,7 @@ class Server:
       raise asking.Failure(f"{path} answers no JSON", "unreadable") from None
 
   def leave(self, failure: asking.Failure) -> None:
-    """Lets others be asked, for longer each time in a row."""
+    """Leaves it alone for a while, for longer after each failure in a row."""
     if failure.kind != "late":
       self.version = None
     self.ready_at = time.monotonic() + max(self._pause, failure.pause_s or 0.0)

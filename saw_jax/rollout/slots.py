@@ -18,7 +18,7 @@ from saw_jax.types import Array
 
 @flax.struct.dataclass
 class Slots:
-  """What the `N` slots are at. One that is not live goes on unheard."""
+  """What the `N` slots are at. What one that is not live draws is dropped."""
 
   row_N: Array  # int32, of the B; B is none
   token_N: Array  # int32, drawn last
@@ -82,9 +82,8 @@ class Sampler:
       jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=self._num_held
     )
     own = jax.tree.map(cut, self._prompts)
-    logits_WV, cache = generate_lib.prefill(
-      self._decoder, self._params, own.tokens, *generate_lib.places(own)
-    )
+    asked = generate_lib.ask(own)
+    logits_WV, cache = generate_lib.prefill(self._decoder, self._params, asked)
     each = functools.partial(jnp.repeat, repeats=G, axis=0)
     keys_R = jax.lax.dynamic_slice_in_dim(
       self._row_keys, start * G, self._num_held * G
@@ -94,22 +93,17 @@ class Sampler:
     return cache, *drawn
 
   def _decode(self, loop: Loop, cache: KVCache | PagedCache) -> Loop:
-    """Draws a token in each slot, which `cache` has its place for."""
+    """Draws a token in each slot; `cache` is set to where the last one goes."""
     (_, _, T, G), config, slots = self._sizes, self._config, loop.slots
     prompts_N = slots.row_N // G
-    logits_NV, cache = generate_lib.read(
-      self._decoder,
-      self._params,
-      slots.token_N[:, None],
-      (self._prompts.lengths[prompts_N] + slots.count_N - 1)[:, None],
-      jnp.ones((self._num_slots, 1), bool),
-      cache,
-    )
+    lengths_N = self._prompts.lengths[prompts_N] + slots.count_N
+    asked = generate_lib.one_each(slots.token_N, lengths_N - 1)
+    read = generate_lib.read(self._decoder, self._params, asked, cache)
+    logits_NV, cache = read
+    keys_N = self._row_keys[slots.row_N]
+    times_N = self._sampled_P[prompts_N] + slots.count_N
     token_N, drawn_N = generate_lib.draw_tokens(
-      config,
-      self._row_keys[slots.row_N],
-      self._sampled_P[prompts_N] + slots.count_N,
-      logits_NV,
+      config, keys_N, times_N, logits_NV
     )
     at_N = jnp.where(slots.live_N, slots.count_N, T)  # T is no place.
     count_N = slots.count_N + slots.live_N

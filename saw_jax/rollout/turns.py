@@ -31,7 +31,7 @@ class Shared(NamedTuple):
   counts: Array  # int32, of tokens, but never a prompt's last
 
   def unread(self, lengths: Array) -> Array:
-    """How many tokens of prompts are read: of all rows as many, in lockstep."""
+    """How many tokens at the ends of prompts are read: as many of each row."""
     return (lengths - self.counts).max()
 
 

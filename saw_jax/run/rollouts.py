@@ -183,7 +183,7 @@ def encoder_of(tokenizer: Tokenizer, config: RolloutConfig) -> Encoder:
   return Encoder(tokenizer, config)
 
 
-class Native:
+class Native(engine.Engine):
   """Our own sampler as an engine, lifted over seeds as the step is."""
 
   traits = engine.Traits("native", "", True, "processed", "memory")
@@ -217,9 +217,6 @@ class Native:
     sampled, cache = sample(*asked, shared and kept.cache, shared)
     sampled = hosts.fetch(sampled)
     return sampled, kept and turns.Kept(cache, sampled)
-
-  def figures(self) -> dict[str, float]:
-    return {}
 
   def close(self) -> None:
     self._weights.drop()

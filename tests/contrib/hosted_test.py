@@ -202,8 +202,3 @@ def test_parts_add_up_to_the_whole(aggregate):
 def test_what_a_host_does_not_have_is_refused(options, word):
   with pytest.raises(ValueError, match=word):
     make(**options)
-
-
-def test_a_wrong_name_has_the_nearest():
-  with pytest.raises(KeyError, match="asympo"):
-    make(loss="asymp")

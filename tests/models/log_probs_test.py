@@ -92,12 +92,6 @@ def test_whole_logits_agree_with_numpy_in_float64():
   chex.assert_trees_all_close(found, (taken, entropies), atol=1e-5)
 
 
-def test_logits_have_temperature_one_unless_told():
-  hidden, head, _ = inputs()
-  found = log_probs.head_logits(jnp.asarray(hidden), jnp.asarray(head))
-  chex.assert_trees_all_close(found, hidden @ head, atol=1e-5)
-
-
 @pytest.mark.parametrize(
   ("chunk_size", "temperature"),
   # One token, some of the rows, some of the steps, all, more than all.

@@ -224,7 +224,15 @@ def test_few_new_tokens_are_legal():
   np.testing.assert_array_equal(one.tokens, run().tokens[:, :6])
 
 
-@pytest.mark.parametrize("change", [{"max_new_tokens": -1}, {"group_size": 0}])
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"max_new_tokens": -1},
+    {"group_size": 0},
+    {"cache_tokens": -1},
+    {"page_size": -1},
+  ],
+)
 def test_arguments_that_cannot_be_are_refused(change):
   with pytest.raises(ValueError, match=next(iter(change))):
     make(**change)

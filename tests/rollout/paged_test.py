@@ -102,11 +102,6 @@ def test_slots_and_pages_fill_the_room(budget, size, expected):
   assert refill.slots(settings, 4, S) == (expected[:2] if expected else (3, 1))
 
 
-def test_a_page_of_less_than_a_token_is_refused():
-  with pytest.raises(ValueError, match="page_size must be 0 or more"):
-    GenerateConfig(11, 3, EOS, page_size=-1)
-
-
 def test_a_page_has_one_owner():
   """A walk of chance: prompts are shared, all else is a slot's alone."""
   rng, num_pages, rows, most = np.random.default_rng(0), 30, 2, 5

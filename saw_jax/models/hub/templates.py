@@ -19,7 +19,7 @@ _SECONDS = 10.0  # for one conversation
 _BYTES = 2**30  # of memory
 _LONGEST = 4_000_000  # characters of a conversation
 _DAY = datetime.datetime(2024, 7, 26)
-# It is around what an assistant said, which is only said.
+# A tag around what an assistant says, for masks; here it changes nothing.
 _GENERATION = re.compile(r"({%[-+]?\s*)(end)?generation(?=\s*[-+]?%})")
 
 

@@ -71,16 +71,6 @@ def texts(*pieces):
   return st.lists(st.sampled_from(pieces)).map("".join)
 
 
-@settings
-@hypothesis.given(
-  st.text(max_size=40) | texts("<|im_end|>", "<|pad|>", " ", "a", "é漢")
-)
-def test_any_text_comes_back_and_has_no_special_ids(tok, text):
-  ids = tok.encode(text)
-  assert tok.decode(ids) == text
-  assert not {tok.pad_id, *tok.eos_ids} & set(ids)
-
-
 def test_what_ends_an_answer_comes_from_all_files(tmp_path):
   path = write(
     tmp_path / "m",
