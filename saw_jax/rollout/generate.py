@@ -136,13 +136,12 @@ def make_turn(
       params = unstack(params)
     S, T = prompts.tokens.shape[-1], config.max_new_tokens
     lengths_B = each(prompts.lengths, axis=-1)
-    zeros_B = sampled_B = jnp.zeros_like(lengths_B)
-    if prompts.sampled is not None:
-      sampled_B = each(prompts.sampled, axis=-1)
+    zeros_B = jnp.zeros_like(lengths_B)
+    first_B = each(prompts.first_times, axis=-1)
 
     def append(loop: _Loop, logits_BV: Array, cache) -> _Loop:
       time = loop.time + 1
-      token_B, drawn_B = draw(row_keys, sampled_B + time, logits_BV)
+      token_B, drawn_B = draw(row_keys, first_B + time, logits_BV)
       token_B = jnp.where(loop.ended_B, config.pad_id, token_B)
 
       def record(line_TB, value_B):

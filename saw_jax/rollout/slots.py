@@ -53,9 +53,6 @@ class Sampler:
     P, S = prompts.tokens.shape
     self._params, self._prompts, self._row_keys = params, prompts, row_keys
     self._sizes = P * G, S, T, G
-    self._sampled_P = prompts.sampled
-    if self._sampled_P is None:
-      self._sampled_P = jnp.zeros_like(prompts.lengths)
     loop = self._run()
     found = loop.counts_B, loop.tokens_BT, loop.recorded_BT
     return generate_lib.to_transcript(prompts, *found)
@@ -88,7 +85,7 @@ class Sampler:
     keys_R = jax.lax.dynamic_slice_in_dim(
       self._row_keys, start * G, self._num_held * G
     )
-    times_R = each(cut(self._sampled_P))
+    times_R = each(own.first_times)
     drawn = generate_lib.draw_tokens(config, keys_R, times_R, each(logits_WV))
     return cache, *drawn
 
@@ -101,7 +98,7 @@ class Sampler:
     read = generate_lib.read(self._decoder, self._params, asked, cache)
     logits_NV, cache = read
     keys_N = self._row_keys[slots.row_N]
-    times_N = self._sampled_P[prompts_N] + slots.count_N
+    times_N = self._prompts.first_times[prompts_N] + slots.count_N
     token_N, drawn_N = generate_lib.draw_tokens(
       config, keys_N, times_N, logits_NV
     )

@@ -30,6 +30,12 @@ class PromptBatch:
   # next one gets the key that follows. None: there are none.
   sampled: Array | None = None
 
+  @property
+  def first_times(self) -> Array:
+    """Which key of its row the next token gets."""
+    none = jnp.zeros_like(self.lengths)
+    return none if self.sampled is None else self.sampled
+
 
 @flax.struct.dataclass
 class Transcript:
