@@ -47,6 +47,18 @@ def golden(name):
   return json.loads(path.read_text())
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits(config, params, tokens, positions=None, valid=None):
+  """By the whole decoder; of full rows, unless told where their tokens are."""
+  if positions is None:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    valid = positions >= 0
+  hidden, _ = decoder.Decoder(config).apply(
+    {"params": params}, tokens, positions, valid
+  )
+  return hidden @ decoder.head_kernel(params, config)
+
+
 def over_devices(f, *arrays, joined=True):
   """Calls `f` with its rows on four devices; gives rows, or what all have."""
   axes = (jax.sharding.AxisType.Auto,)

@@ -10,16 +10,15 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax.models import decoder
 from saw_jax.models.hub import pretrained
 from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.rollout import generate, transcript
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import registry
+from tests import helpers
 
 pytestmark = [pytest.mark.slow, pytest.mark.parity]
 
@@ -131,18 +130,6 @@ def their_logits(model, tokens: np.ndarray) -> np.ndarray:
     return model(torch.tensor(tokens)).logits.numpy()
 
 
-def our_logits(config, params: dict, tokens: np.ndarray) -> np.ndarray:
-  @jax.jit
-  def forward(params, tokens):
-    positions = jnp.arange(tokens.shape[1])[None]
-    hidden, _ = decoder.Decoder(config).apply(
-      {"params": params}, tokens, positions, tokens >= 0
-    )
-    return hidden @ decoder.head_kernel(params, config)
-
-  return np.asarray(forward(params, jnp.asarray(tokens)))
-
-
 def draw_tokens(vocab_size: int) -> np.ndarray:
   return np.random.default_rng(0).integers(0, vocab_size, (1, LENGTH))
 
@@ -178,7 +165,7 @@ def test_a_family_agrees_there_and_back(case, tmp_path):
 
   found = pretrained.open_checkpoint(tmp_path / "theirs", max_length=LENGTH)
   params = found.load()
-  logits = our_logits(found.config, params, tokens)
+  logits = helpers.logits(found.config, params, tokens)
   np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
   for name, document in (("own", None), ("kept", found.document)):
@@ -205,7 +192,7 @@ def test_scanned_layers_and_halved_weights_read_the_same(tmp_path):
   tokens = draw_tokens(SIZES["vocab_size"])
   expected = their_logits(theirs, tokens)
   scanned = dataclasses.replace(found.config, scan_layers=True)
-  logits = our_logits(scanned, found.load(scanned), tokens)
+  logits = helpers.logits(scanned, found.load(scanned), tokens)
   np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
 

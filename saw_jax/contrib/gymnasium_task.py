@@ -39,7 +39,8 @@ class GymnasiumConfig(worlds.AskedConfig):
 class Game(worlds.World):
   """One environment of Gymnasium, played with words.
 
-  What is no action, or none that the mask of its info allows, takes a step.
+  A text that is no action, or one that the mask of its info does not allow,
+  changes nothing and takes a step.
   """
 
   def __init__(self, config: GymnasiumConfig, split: str):

@@ -53,26 +53,18 @@ def make_hosted(
       f"{minima.shape}"
     )
   method = algorithms.make_method(config, minima)
-  if method.per_step:
-    raise ValueError(
-      f"advantage {config.advantage!r} is of the steps of episodes, and a host "
-      f"has single answers: {', '.join(algorithms.ADVANTAGES)}"
-    )
-  if method.world is not None:
-    raise ValueError(
-      "a world model learns from observations behind the responses, which no "
-      "host lays out: world_model.loss has to be 'none'"
-    )
-  if method.weights is None:
-    raise ValueError(
-      "weights 'gradient' take a backward pass for each component, which no "
-      "host makes: use another weighting, or our own loop"
-    )
-  if method.kl_in_reward is not None:
-    raise ValueError(
-      "a host has its log-probs after its rewards, so that KL in the reward "
-      "has no place there: use kl.placement='loss'"
-    )
+  for what, is_so in {
+    f"advantage {config.advantage!r} is of the steps of episodes, and a host "
+    f"has single answers: {', '.join(algorithms.ADVANTAGES)}": method.per_step,
+    "a world model learns from observations behind the responses, which no "
+    "host lays out: world_model.loss has to be 'none'": method.world,
+    "weights 'gradient' take a backward pass for each component, which no "
+    "host makes: use another weighting, or our own loop": not method.weights,
+    "a host has its log-probs after its rewards, so that KL in the reward "
+    "has no place there: use kl.placement='loss'": method.kl_in_reward,
+  }.items():
+    if is_so:
+      raise ValueError(what)
   compute = jax.jit(
     estimation.make_estimate(method.advantage, method.weights, minima=minima)
   )

@@ -15,8 +15,8 @@ from saw_jax.models.config import DecoderConfig
 from saw_jax.models.kernels import MIXED
 from saw_jax.types import Array
 
-# Of a hidden key. Finite, so that a query that sees no key at all (a left pad)
-# gets the plain mean of the values and not NaN.
+# The score of a hidden key. Finite, so that a query that sees no key at all (a
+# left pad) gets the plain mean of the values and not NaN.
 MASKED = -1e30
 
 # Bands of queries in `attend_causally`: each is compiled.
@@ -144,8 +144,8 @@ def rotary_tables(
   if angles.shape[1] == 1 or jax.default_backend() != "cpu":
     return scale * jnp.sin(angles), scale * jnp.cos(angles)
 
-  # XLA would compute them again in each layer and for each head, in spite of a
-  # barrier; what comes out of a loop it has.
+  # XLA would compute them again in each layer and for each head, even behind a
+  # barrier. What comes out of a loop it keeps.
   def table(is_sin: Array) -> Array:
     sin, cos = scale * jnp.sin(angles), scale * jnp.cos(angles)
     return jnp.where(is_sin, sin, cos)

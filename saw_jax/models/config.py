@@ -6,12 +6,17 @@ import dataclasses
 from saw_jax import naming
 from saw_jax.settings import constant
 
-# What the backward pass recomputes of a layer: nothing; everything, also from
-# inputs that wait in the host's memory; all but what attention gives; all but
-# the matrix products with weights; all but both ("dots").
-REMAT_POLICIES = ("none", "full", "offload", "attention")
-REMAT_POLICIES += ("save_weight_products", "dots")
-# Of whole rows: bands of scores anywhere, kernels on TPU and GPU.
+# What the backward pass recomputes of a layer.
+REMAT_POLICIES = (
+  "none",
+  "full",  # everything
+  "offload",  # everything, from inputs that are kept in the host's memory
+  "attention",  # all but what attention gives
+  "save_weight_products",  # all but the products with weights
+  "dots",  # all but both of these
+)
+# How whole rows attend: in bands of scores on any machine, or by the kernel of
+# a TPU (splash) or a GPU (cudnn).
 ATTENTION = ("auto", "bands", "splash", "cudnn")
 
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -148,16 +148,16 @@ class Decoder(nn.Module):
   def _look(
     self, positions_BS, valid_BS, cache, segment_ids
   ) -> tuple[list[attention.Mixer], KVCache | PagedCache | None]:
-    """What tokens see in each layer, and the cache that knows of them."""
+    """What the tokens see in each layer, and the cache with their positions."""
     c, S = self.config, positions_BS.shape[1]
     windows = c.windows or (0,) * c.num_layers
-    if isinstance(cache, PagedCache):  # which knows what it holds
+    if isinstance(cache, PagedCache):
       return paged.readers(c, cache), cache
     if cache is None and (kernel := kernels.choose(c)):
       if segment_ids is None:
         segment_ids = valid_BS.astype(jnp.int32)
       return [kernel(segment_ids, window) for window in windows], None
-    # Where queries [B, S] and keys [B, T] stand, in each row or in all alike.
+    # Positions of queries [B, S] and keys [B, T]; one row where all are alike.
     stands_BS = stands_BT = jnp.arange(S)[None]
     make = attention.Rows
     if segment_ids is not None:
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
       write = jax.lax.dynamic_update_slice
       stands_BT = write(cache.positions, stands_BS, (0, cache.index))
       seen_BST = stands_BT[:, None, :] > cache_lib.EMPTY
-    # Nothing in a cache follows its last token: one alone needs no test.
+    # Nothing in a cache comes after a single new token, which sees all of it.
     if cache is None or S > 1:
       seen_BST = (stands_BS[:, :, None] >= stands_BT[:, None, :]) & seen_BST
     if cache is not None:

@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 def _how(config: GenerateConfig, whole: int) -> Document:
-  """What both call alike; `whole` is the top_k that keeps all."""
+  """What both name alike; `whole` is the top_k that keeps all tokens."""
   sampling = config.sampling
   if sampling.greedy:
     chosen = {"temperature": 0.0}
@@ -48,7 +48,7 @@ def _how(config: GenerateConfig, whole: int) -> Document:
       "top_p": sampling.top_p,
       "min_p": sampling.min_p,
     }
-  # The end tokens are ours, and no others.
+  # Our end tokens end a row, and no others.
   return {**chosen, "stop_token_ids": [*config.eos_ids], "ignore_eos": True}
 
 
@@ -109,7 +109,7 @@ class VLLM:
   def load(self, ask: Ask, folder: str, version: str) -> None:
     how = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
     ask("/collective_rpc", how)
-    # What rows of the old weights have left there. It fails while blocks are
+    # Drops prefixes that the old weights have read. It fails while blocks are
     # held, which takes a moment after the last row.
     for pause_s in (0.0, 0.1, 1.0, 10.0):
       time.sleep(pause_s)

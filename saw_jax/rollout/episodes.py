@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many episodes in lockstep: one action each, then the next, as token ids.
 
-Calls of the sampler have one fixed number of rows, and a finished episode makes
-them fewer, so that nothing is compiled after the first.
+All calls of the sampler have the same number of rows. Episodes that are over
+make for fewer calls and not for smaller ones, so that nothing is compiled after
+the first.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ def play(
     most_rows = max(map(len, running))
     kept = kept if most_rows <= rows_per_call else None
     if kept and kept.cache:
-      queues = asked.tolist()  # All in their rows, those that are over unheard.
+      queues = asked.tolist()  # All in their rows, also those that are over.
     for first in range(0, most_rows, rows_per_call):
       chosen = [own[first : first + rows_per_call] for own in queues]
       batch, asked = _fill(chosen, prompts, rows_per_call, prompt_multiple)

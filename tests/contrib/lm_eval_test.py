@@ -18,6 +18,7 @@ from saw_jax.rollout import generate
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import build, config, registry, run_directory
 from saw_jax.tokenizer import ByteTokenizer
+from tests import helpers
 from tests.run import script_runs
 
 CONFIG = DecoderConfig(259, 16, 1, 2, 1, 8, 32)
@@ -44,11 +45,8 @@ def reader(harness):
 def whole_forward(reader, context, continuation):
   """One row without padding, and logits of everything: the other road."""
   ids = [*context, *continuation]
-  order = jnp.arange(len(ids) - 1)[None]
-  read = jax.jit(decoder.Decoder(reader.config).apply)
-  inputs = jnp.array([ids[:-1]]), order, order >= 0
-  hidden, _ = read({"params": reader.params}, *inputs)
-  logits = hidden[0] @ decoder.head_kernel(reader.params, reader.config)
+  tokens = jnp.array([ids[:-1]])
+  (logits,) = helpers.logits(reader.config, reader.params, tokens)
   values = jax.nn.log_softmax(logits, axis=-1)
   places = range(len(context) - 1, len(ids) - 1)
   total = sum(float(values[i, ids[i + 1]]) for i in places)

@@ -64,12 +64,9 @@ def run(prompts=None, params=None, step=0, **changes):
 
 def logits_of(record):
   """By the whole decoder, of each token of the completions."""
-  hidden, _ = jax.jit(decoder.Decoder(CONFIG).apply)(
-    {"params": params_of()}, record.tokens, record.positions, record.valid
-  )
-  return (hidden @ decoder.head_kernel(params_of(), CONFIG))[
-    :, record.prompt_size - 1 : -1
-  ]
+  rows = record.tokens, record.positions, record.valid
+  whole = helpers.logits(CONFIG, params_of(), *rows)
+  return whole[:, record.prompt_size - 1 : -1]
 
 
 def test_a_key_is_folded_from_step_example_and_sample():

@@ -56,7 +56,7 @@ _POSITIONS = {
   "partial_rotary_factor": _number(1e-3, 1),
   **dict.fromkeys((_LONGEST, _FIRST), _whole(2, 10**9)),
 }
-# What is read, where it is there and not null.
+# What is read. A field may be absent or null, unless it is needed.
 _FIELDS = _POSITIONS | {
   **dict.fromkeys((*_SIZES, "sliding_window"), _whole(1, 10**8)),
   **dict.fromkeys(("num_hidden_layers", _INTERVAL), _whole(1, 10_000)),
@@ -73,7 +73,7 @@ _FIELDS = _POSITIONS | {
 
 
 def _checked(document: Document, where: str, *needed: str) -> dict[str, Any]:
-  """Those of the fields that are there and not null; `needed` ones must be."""
+  """The fields that are there and not null; the `needed` ones must be there."""
   found = {}
   for key, kind in _FIELDS.items():
     value = document.get(key)
@@ -187,7 +187,7 @@ def read_config(
     raise ValueError(f"{where}: 'head_dim' must be even, not {head_size:g}")
   given["head_dim"] = head_size = int(head_size)
   rope = _rope(document, given, where)
-  # Rounded down, as there.
+  # Rounded down, as in transformers.
   rotary_size = int(head_size * rope["partial_rotary_factor"])
   is_known = rotary_size and "partial" in family.parts
   if not (is_known or rotary_size == head_size):
@@ -385,7 +385,7 @@ def _rope(document: Document, given: Document, where: str) -> dict[str, Any]:
   # Phi-3 called LongRoPE "su" and "yarn" before it had its name.
   is_phi3 = document.get("model_type") == "phi3"
   kind = "longrope" if is_phi3 and kind in ("su", "yarn") else kind
-  # In the document itself the first length has precedence, as there.
+  # The document's own first length has precedence, as in transformers.
   lengths = (outside.get(_FIRST), rope.get(_FIRST), rope.get(_LONGEST))
   rope[_FIRST] = next((x for x in lengths if x is not None), None)
   return {**rope, **_checked(rope, where), "rope_type": kind}

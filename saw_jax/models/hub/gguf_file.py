@@ -71,7 +71,7 @@ class GGUFFile:
     for tensor in reader.tensors:
       self._check(tensor)
     self._kind = self._value("general.architecture")
-    # They are called like the model types of a config.json.
+    # An architecture has the name that a config.json has for its model type.
     families = {family.model_type: name for name, family in FAMILIES.items()}
     families = {kind: families[kind] for kind in _ARCHITECTURES}
     if self._kind not in families:
@@ -139,7 +139,7 @@ class GGUFFile:
       "rope_scaling": self._rope_scaling(),
     }
     document = {key: x for key, x in document.items() if x is not None}
-    # Sizes that are none are refused with the config.
+    # Impossible sizes are refused where the config is read.
     with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
       width, heads = document["hidden_size"], document["num_attention_heads"]
       head_size = document.setdefault("head_dim", width // heads)

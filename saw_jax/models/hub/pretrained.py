@@ -27,8 +27,8 @@ Path = tuple[str, ...]
 # From the name of a tensor to its values, or to what reads rows of them.
 Read = Callable[[str], np.ndarray | hub_files.Tensor]
 
-# Leaf -> tensor, the tensor's axes, the leaf's. Letters together are one axis
-# of the tensor; of a layer, names follow `model.layers.{}.`.
+# Leaf -> tensor, the tensor's axes, the leaf's axes. Letters written together
+# are one axis of the tensor. Names in a layer follow `model.layers.{}.`.
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _EMBEDDING = {("embedding",): (_EMBED, "V D", "VD")}
 _LAYER = {

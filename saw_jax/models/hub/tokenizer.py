@@ -59,7 +59,7 @@ class HubTokenizer(tokenizer_lib.LibraryTokenizer):
     options: Mapping[str, Any] | None = None,  # arguments of the template
   ):
     super().__init__(tokenizer)
-    # A copy that takes markers for markers, for what a template has written.
+    # A copy that reads markers as special tokens, for what a template writes.
     self._marking = copy.deepcopy(self._tokenizer)
     self._marking.encode_special_tokens = False
     self._path, self._tokens, self.template = path, tokens, template
