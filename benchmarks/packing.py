@@ -83,9 +83,7 @@ def main() -> None:
     begin = time.perf_counter()
     packed = jax.tree.map(
       lambda x: jnp.asarray(x[0]),
-      batch_lib.pack_rows(
-        jax.tree.map(lambda x: x[None], padded), batch_lib.Layout(LENGTH)
-      ),
+      batch_lib.pack_rows(jax.tree.map(lambda x: x[None], padded), LENGTH),
     )
     host = time.perf_counter() - begin
     padded = jax.tree.map(jnp.asarray, padded)

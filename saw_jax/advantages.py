@@ -70,6 +70,18 @@ def normalize_groups(
   return reductions.divide(deviations, std + eps)
 
 
+def normalize_components(
+  rewards: Array, scored: Mask = None, eps: float = 1e-6
+) -> tuple[Array, Mask]:
+  """`normalize_groups` of each component, and which responses have any."""
+  chex.assert_rank(rewards, 3)
+  components, some = jnp.moveaxis(jnp.asarray(rewards), -1, 0), None
+  if scored is not None:
+    some, scored = jnp.any(scored, axis=-1), jnp.moveaxis(scored, -1, 0)
+  components = normalize_groups(components, scored=scored, eps=eps)
+  return jnp.moveaxis(components, 0, -1), some
+
+
 def center_groups(scores: Array, *, scored: Mask = None) -> Array:
   """Subtracts the group's mean. Dr. GRPO, https://arxiv.org/abs/2503.20783"""
   scores = jax.lax.stop_gradient(scores)
@@ -244,12 +256,8 @@ def gdpo(
   >>> print(jnp.array_str(gdpo(r, jnp.ones(2), whiten=None), precision=3))
   [[-1.  0.  1.]]
   """
-  chex.assert_rank(rewards, 3)
-  components, some = jnp.moveaxis(jnp.asarray(rewards), -1, 0), None
-  if scored is not None:
-    some, scored = jnp.any(scored, axis=-1), jnp.moveaxis(scored, -1, 0)
-  components = normalize_groups(components, scored=scored, eps=eps)
-  total = weighted_sum(jnp.moveaxis(components, 0, -1), weights)
+  components, some = normalize_components(rewards, scored, eps)
+  total = weighted_sum(components, weights)
   if whiten is None:
     return total
   return whiten(total, scored=some, lengths=lengths, axis_name=axis_name)

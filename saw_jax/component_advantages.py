@@ -73,12 +73,7 @@ def gd2po(
   """
   if lengths is None:
     raise ValueError("gd2po needs lengths")
-  parts = jnp.moveaxis(jnp.asarray(rewards), -1, 0)
-  some, each = None, None
-  if scored is not None:
-    some, each = jnp.any(scored, axis=-1), jnp.moveaxis(scored, -1, 0)
-  parts = advantages.normalize_groups(parts, scored=each, eps=eps)
-  parts = jnp.moveaxis(parts, 0, -1)
+  parts, some = advantages.normalize_components(rewards, scored, eps)
   weights = jax.lax.stop_gradient(jnp.asarray(weights, parts.dtype))
   parts = parts * weights[None, None]
   pulls = parts * lengths[..., None]

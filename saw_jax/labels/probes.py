@@ -35,7 +35,6 @@ from saw_jax.types import Array, Mask
 
 # As PyTorch's batch norm has them; momentum is the weight of the new value.
 _MOMENTUM, _EPS = 0.1, 1e-5
-WIDTHS = 128, 256, 64, 512  # of u, of both together, inside R, of R
 
 
 class BatchNorm(nn.Module):
@@ -99,7 +98,7 @@ def _uniform(bound, key, shape, dtype):
 class _Probe(nn.Module):
   """What both probes share: the encoders of prompts and responses."""
 
-  widths: tuple[int, ...] = WIDTHS
+  widths: tuple[int, ...]  # of u, of both together, inside R, of R
 
   def encode(self, features, responses, where):
     """u `[P, 128]`, R `[P, G, 512]`, and the mask of responses."""

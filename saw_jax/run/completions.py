@@ -25,10 +25,8 @@ def of_answers(
   encoder: Encoder,
 ) -> Rows:
   """Rows of each seed; `advantages` are those of rows `[N, P * G]`."""
-  # A queue keeps tokens alone.
-  read = rollout.completions or rollouts.read(rollout.transcript, encoder)[0]
   shape = rollout.lengths.shape
-  texts = np.array(read, object).reshape(shape)
+  texts = np.array(rollouts.texts_of(rollout, encoder), object).reshape(shape)
   advantages = np.asarray(advantages).reshape(shape)
   names = [component.name for component in components]
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from saw_jax import world_model
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, completions, observations, rollouts
 from saw_jax.run.groups import Packed
@@ -133,10 +132,10 @@ class Episodes:
       chosen = _gather(made.selected, rows, False)
       transcript = observations.append(learner, transcript, said, chosen, step)
     batch = batch_lib.make_batch(transcript, _gather(made.advantages, rows))
-    batch = batch.replace(value_targets=_gather(made.value_targets, rows))
-    if made.weights is not None:
-      shares = _gather(made.weights, rows), _gather(made.counts, rows)
-      batch = batch.replace(world=world_model.RowWeights(*shares))
+    targets, world = jax.tree.map(
+      lambda x: _gather(x, rows), (made.value_targets, made.world)
+    )
+    batch = batch.replace(value_targets=targets, world=world)
     if self._made.method.truncated == "mask":
       _, _, ended = rollouts.read(transcript, self._policy.encoder)
       batch = batch_lib.leave_out(batch, ~ended)
@@ -192,10 +191,8 @@ def _mean(x: np.ndarray) -> float:
   return float(np.mean(x)) if x.size else 0.0
 
 
-def _gather(x: np.ndarray | None, rows: np.ndarray, filler=0):
+def _gather(x: np.ndarray, rows: np.ndarray, filler=0) -> np.ndarray:
   """Takes rows `[N, B]` of `[N, R]`, and a filler where they are -1."""
-  if x is None:
-    return None
   taken = x.reshape(len(rows), -1)[np.arange(len(rows))[:, None], rows]
   return np.where(rows < 0, filler, taken)
 

@@ -171,13 +171,6 @@ class Learner:
       self.faults.append(fault)
     return rows
 
-  @functools.cached_property
-  def _log_probs(self) -> Callable:
-    """Log-probs of the rows of one micro-batch."""
-    STATE, ROWS = parallel.STATE, parallel.ROWS
-    log_probs = lambda *x: self.forward(*x).log_probs  # noqa: E731
-    return self.policy.lift.wrap(log_probs, (STATE, ROWS), (ROWS,))
-
   def _apart(self, batch: TrainBatch) -> dict[str, float]:
     """How far an engine's log-probs are from ours, in one micro-batch.
 
@@ -190,7 +183,8 @@ class Learner:
     rows = batch_lib.take_rows(batch, 0, parts)
     ours = rows.old_log_probs
     if ours is None:
-      ours = self._log_probs(self.policy.params, self.packed(rows, 1))
+      given = self.policy.params, self.packed(rows, 1)
+      ours = self.programs["log_probs_of_part"](*given)
     apart = np.abs(np.asarray(ours) - np.asarray(rows.behave_log_probs))
     apart = apart[np.asarray(rows.completion_mask)]
     found = engines.describe(apart, self.made)
@@ -207,8 +201,9 @@ class Learner:
     if not self._loop.pack_length:
       return batch
     lift = self.policy.lift
-    layout = batch_lib.Layout(
-      length=self._loop.pack_length,
+    return batch_lib.pack_rows(
+      batch,
+      self._loop.pack_length,
       num_shards=lift.num_shards if lift.has_own_rows else 1,
       num_microbatches=num_microbatches,
       row_multiple=1 if lift.has_own_rows else lift.num_shards,
@@ -217,7 +212,6 @@ class Learner:
         self.made.rollout.completion_multiple, self._loop.pack_length // 8
       ),
     )
-    return batch_lib.pack_rows(batch, layout)
 
   def _describe(self, scores: Rollout, statistics: dict[str, Any]) -> Rows:
     names = [component.name for component in self.made.task.components]
@@ -253,7 +247,7 @@ class Learner:
       num_parts=all_parts,
       **self._how,
     )
-    log_probs = objective.in_parts(lambda *x: forward(*x).log_probs, all_parts)
+    log_probs = lambda *x: forward(*x).log_probs  # noqa: E731
     values = objective.in_parts(lambda *x: forward(*x).values, all_parts)
     minima = [component.minimum for component in self.made.task.components]
     estimate = estimation.make_estimate(
@@ -286,7 +280,8 @@ class Learner:
     of_rewards = (ROWS, ROWS, ROWS, ROWS, STATE, SAME), (ROWS, SAME)
     return {
       "observe": wrap(observe, *of_rows),
-      "log_probs": wrap(log_probs, *of_rows),
+      "log_probs": wrap(objective.in_parts(log_probs, all_parts), *of_rows),
+      "log_probs_of_part": wrap(log_probs, *of_rows),
       "values": wrap(values, *of_rows),
       "weigh": total(weigh, *by_gradients),
       "keep": wrap(keep, (SAME if method.carries else STATE, STATE), (STATE,)),

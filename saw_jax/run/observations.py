@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from saw_jax import world_model
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.rollout.transcript import Transcript
 from saw_jax.run import agents, rollouts
@@ -109,8 +108,6 @@ class Appender:
       rewards=np.where(scored, shares, 0.0).astype(np.float32)[..., None],
       steps=np.ones(shape, bool),
       scored=scored,
-      anchors=np.zeros(shape, np.int32),
-      penalties=np.zeros(shape, np.float32),
       entropies=np.asarray(entropies).reshape(shape),
       observed=np.array(counts, np.int32).reshape(shape),
     )
@@ -119,8 +116,7 @@ class Appender:
     made = hosts.fetch(self._estimate(record, keys))
     selected = made.selected.reshape(len(seen), -1)
     longer = append(learner, scores.transcript, seen, selected, step)
-    pair = (x.reshape(batch.starts.shape) for x in (made.weights, made.counts))
-    weights = world_model.RowWeights(*pair)
+    weights = jax.tree.map(lambda x: x.reshape(batch.starts.shape), made.world)
     return _widened(batch, longer).replace(world=weights), [
       {
         "lambda": float(made.coefficients[n].mean()),
@@ -136,9 +132,8 @@ class Appender:
   ) -> list[list[list[int]]]:
     """What the world says to each response, as tokens `[N][P * G]`."""
     encoder, task = self._learner.policy.encoder, self._made.task
-    # A queue keeps tokens alone.
-    texts = scores.completions or rollouts.read(scores.transcript, encoder)[0]
-    texts = np.array(texts, object).reshape(scores.lengths.shape)
+    texts = np.array(rollouts.texts_of(scores, encoder), object)
+    texts = texts.reshape(scores.lengths.shape)
     limit = self._made.episodes.max_observation_chars
     return [
       [

@@ -34,7 +34,7 @@ class Rollout(NamedTuple):
   """Transcripts of all seeds, with what the graders said of them."""
 
   transcript: Transcript  # rows [N, P * G, ...]
-  completions: list[str]  # N * P * G, in order
+  completions: list[str]  # N * P * G, in order; or none: see `texts_of`
   rewards: np.ndarray  # float32 [N, P, G, M]
   scored: np.ndarray  # bool [N, P, G, M]
   outcomes: np.ndarray  # int8 [N, P, G], places in OUTCOMES
@@ -318,11 +318,16 @@ def check_scored(
   lost = np.flatnonzero(~rollout.scored.any(-1))
   if not lost.size:
     return
-  texts = rollout.completions or read(rollout.transcript, encoder)[0]
+  texts = texts_of(rollout, encoder)
   flat = [example for row in examples for example in row]
   size, outcomes = rollout.lengths.shape[-1], rollout.outcomes.ravel()
   unscored = [(flat[i // size], texts[i], OUTCOMES[outcomes[i]]) for i in lost]
   grader.check_scored(unscored, len(texts))
+
+
+def texts_of(rollout: Rollout, encoder: Encoder) -> list[str]:
+  """All completions, in order; a queue keeps tokens alone, which are read."""
+  return rollout.completions or read(rollout.transcript, encoder)[0]
 
 
 def unscored(

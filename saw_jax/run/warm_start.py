@@ -62,15 +62,14 @@ class WarmStartConfig:
 def pack_demonstrations(
   prompts: Sequence[Sequence[int]],
   completions: Sequence[Sequence[int]],
-  observations: Sequence[Sequence[int]] | None = None,
+  observations: Sequence[Sequence[int]] = (),  # none: nothing followed
   *,
   glue: Sequence[int] = (),
   multiple: int = 16,
 ) -> TrainBatch:
   """Lays demonstrations out as transcripts."""
-  follows = [()] * len(prompts) if observations is None else observations
-  glue = () if observations is None else glue
-  parts = list(zip(prompts, completions, follows, strict=True))
+  observations = observations or [()] * len(prompts)
+  parts = list(zip(prompts, completions, observations, strict=True))
   longest = max(len(said) + len(glue) + len(seen) for _, said, seen in parts)
   batch = transcript.pad_prompts(prompts, multiple=multiple)
   more = -(-longest // multiple) * multiple

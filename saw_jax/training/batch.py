@@ -5,7 +5,6 @@ length, of which each token sees its own response alone. The log-probs go back
 to their places in `[B, T]`, so that no loss, mask or denominator knows of it.
 """
 
-import dataclasses
 import math
 
 import flax.struct
@@ -35,17 +34,6 @@ class Packing:
   offsets: Array  # int32 [B], in `targets`, of its first wanted token
   prompt_ends: Array  # int32 [B], place of its last prompt token
   counts: Array  # int32 [B], of its wanted tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """How the rows of a batch are cut before the model sees them."""
-
-  length: int  # tokens of a packed row, `L`
-  num_shards: int = 1  # devices with rows of their own: those of `pmapped`
-  num_microbatches: int = 1  # parts of an update, by stride, as `split_rows`
-  row_multiple: int = 1  # of the packed rows of a part: the shards of a mesh
-  target_multiple: int = 64  # of `C`, to bound the number of compiled shapes
 
 
 @flax.struct.dataclass
@@ -183,7 +171,15 @@ def first_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
   return bins
 
 
-def pack_rows(batch: TrainBatch, layout: Layout) -> TrainBatch:
+def pack_rows(
+  batch: TrainBatch,
+  length: int,  # L
+  *,
+  num_shards: int = 1,  # S, devices with rows of their own: those of `pmapped`
+  num_microbatches: int = 1,  # K, parts of an update, by stride: `split_rows`
+  row_multiple: int = 1,  # of the packed rows of a part: the shards of a mesh
+  target_multiple: int = 64,  # of C, to bound the number of compiled shapes
+) -> TrainBatch:
   """Packs host arrays `[N, B, S]`, in place of any packing they have.
 
   The real tokens of a row are contiguous; those after the prompts are wanted.
@@ -192,7 +188,7 @@ def pack_rows(batch: TrainBatch, layout: Layout) -> TrainBatch:
   """
   arrays = batch.tokens, batch.roles, batch.starts
   tokens, roles, starts = map(np.asarray, arrays)
-  (N, B), S, K = starts.shape, layout.num_shards, layout.num_microbatches
+  (N, B), S, K = starts.shape, num_shards, num_microbatches
   first = batch.prompt_size
   if B % (S * K):
     raise ValueError(f"{B} rows do not split into {S} shards of {K} parts")
@@ -206,18 +202,18 @@ def pack_rows(batch: TrainBatch, layout: Layout) -> TrainBatch:
   bins = {}
   for n, s, k in np.ndindex(N, S, K):
     own = members[s, :, k]
-    found = first_fit(lengths[n, own], layout.length)
+    found = first_fit(lengths[n, own], length)
     bins[n, s, k] = [own[items] for items in found]
   # An eighth of the most that a part can need is the step from shape to shape.
-  step = math.lcm(max(1, B // (S * K * 8)), layout.row_multiple)
+  step = math.lcm(max(1, B // (S * K * 8)), row_multiple)
   height = _round_up(max(map(len, bins.values())), step)
   width = max(
     wanted[key[0], items].sum() for key, rows in bins.items() for items in rows
   )
-  width = _round_up(max(int(width), 1), layout.target_multiple)
+  width = _round_up(max(int(width), 1), target_multiple)
 
   R = S * height * K
-  sizes = dict.fromkeys(("tokens", "positions", "segments"), layout.length)
+  sizes = dict.fromkeys(("tokens", "positions", "segments"), length)
   sizes |= dict.fromkeys(("sources", "targets"), width)
   packed = {k: np.zeros((N, R, size), np.int32) for k, size in sizes.items()}
   rows, offsets, prompt_ends = np.zeros((3, N, B), np.int32)
@@ -225,16 +221,16 @@ def pack_rows(batch: TrainBatch, layout: Layout) -> TrainBatch:
     for j, items in enumerate(filled):
       r, begin, taken = (s * height + j) * K + k, 0, 0
       for segment, b in enumerate(items, start=1):
-        length, prompt, count = lengths[n, b], prompts[n, b], wanted[n, b]
-        here, there = slice(begin, begin + length), slice(taken, taken + count)
-        packed["tokens"][n, r, here] = tokens[n, b, starts[n, b] :][:length]
-        packed["positions"][n, r, here] = np.arange(length)
+        own, prompt, count = lengths[n, b], prompts[n, b], wanted[n, b]
+        here, there = slice(begin, begin + own), slice(taken, taken + count)
+        packed["tokens"][n, r, here] = tokens[n, b, starts[n, b] :][:own]
+        packed["positions"][n, r, here] = np.arange(own)
         packed["segments"][n, r, here] = segment
         packed["sources"][n, r, there] = begin + prompt - 1 + np.arange(count)
         packed["targets"][n, r, there] = tokens[n, b, first:][:count]
         rows[n, b], offsets[n, b] = j, taken
         prompt_ends[n, b] = max(begin + prompt - 1, 0)
-        begin, taken = begin + length, taken + count
+        begin, taken = begin + own, taken + count
   packed |= dict(rows=rows, offsets=offsets, prompt_ends=prompt_ends)
   packed["counts"] = wanted.astype(np.int32)
   return batch.replace(packing=Packing(**packed))

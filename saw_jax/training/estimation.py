@@ -13,7 +13,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from saw_jax import advantages, diagnostics, losses, naming, weighting
+from saw_jax import (
+  advantages,
+  diagnostics,
+  losses,
+  naming,
+  weighting,
+  world_model,
+)
 from saw_jax.reductions import all_sum, check_shapes
 from saw_jax.training import update as update_lib
 from saw_jax.training.batch import TrainBatch
@@ -124,8 +131,9 @@ class StepRecord:
   rewards: Array  # float32 [P, G, E], of the environment
   steps: Array  # bool [P, G, E], taken, in episodes that count
   scored: Array  # bool [P, G], episodes that count
-  anchors: Array  # int32 [P, G, E], equal where what was seen before is
-  penalties: Array  # float32 [P, G, E], for replies that do not parse
+  # int32 [P, G, E], equal where what was seen before is
+  anchors: Array | None = None
+  penalties: Array | None = None  # float32 [P, G, E], of invalid replies
   values: Array | None = None  # float32 [P, G, E], in units of max_return
   ratios: Array | None = None  # float32 [P, G, E], π / μ of whole actions
   entropies: Array | None = None  # float32 [P, G, E], of each action
@@ -140,8 +148,7 @@ class StepEstimate:
   advantages: Array | None = None  # float32 [P, G, E]
   value_targets: Array | None = None  # [P, G, E], in units of max_return
   selected: Array | None = None  # bool [P, G, E]
-  weights: Array | None = None  # [P, G, E], of RowWeights
-  counts: Array | None = None  # [P, G, E], of RowWeights
+  world: world_model.RowWeights | None = None  # [P, G, E] each
 
 
 class WorldModel(NamedTuple):
@@ -221,7 +228,7 @@ def make_world_estimate(
       scored=record.scored,
       max_return=max_return,
     )
-    weights, counts = naming.supply(
+    weights = naming.supply(
       world.aggregate,
       selected=selected,
       coefficients=coefficients,
@@ -233,8 +240,7 @@ def make_world_estimate(
     made = StepEstimate(
       coefficients,
       selected=selected.reshape(shape),
-      weights=weights.reshape(shape),
-      counts=counts.reshape(shape),
+      world=world_model.RowWeights(*(x.reshape(shape) for x in weights)),
     )
     return jax.lax.stop_gradient(made)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from saw_jax.labels import probes, replay
+from saw_jax.labels import care, probes, replay
 from tests.labels.golden_test import INPUTS
 from tests.labels.golden_test import PROBES as GOLDEN
 
@@ -104,14 +104,16 @@ class TestSizes:
   def test_numbers_of_parameters(self, hidden_size, vote, count):
     features, _ = replay.make_replay(2, 8, hidden_size).samples
     for kind, want in ((probes.VoteProbe, vote), (probes.CountProbe, count)):
-      variables = jax.eval_shape(kind().init, jax.random.key(0), features)
+      init = kind(care.CareSettings().widths).init
+      variables = jax.eval_shape(init, jax.random.key(0), features)
       leaves = jax.tree.leaves(variables["params"])
       assert sum(leaf.size for leaf in leaves) == want
 
   @pytest.mark.slow
   def test_initial_values(self):
     features, _ = replay.make_replay(2, 3, 5).samples
-    variables = probes.VoteProbe().init(jax.random.key(0), features)
+    probe = probes.VoteProbe(care.CareSettings().widths)
+    variables = probe.init(jax.random.key(0), features)
     layer = variables["params"]["response"]["linear_1"]  # 64 inputs
     for leaf in (layer["kernel"], layer["bias"]):
       assert 0.95 / 8 < np.abs(leaf).max() <= 1 / 8

@@ -52,10 +52,6 @@ class TestVotes:
           assert rights[truth, row] == right
           assert outside[truth, row] == (not right) * (group == truth).sum()
 
-  def test_ties_go_to_the_answer_that_came_first(self):
-    ids = np.array([[-1, 9, 8, 8, 9], [3, 1, 1, 3, -1], [5, 4, 3, 2, 1]])
-    assert voting.majority_vote(ids).winner.tolist() == [9, 3, 5]
-
   def test_nothing_parses(self):
     ids = np.full((2, 3), -1)
     votes = voting.majority_vote(ids)

@@ -346,7 +346,7 @@ class TestObserve:
     empty = batch.replace(roles=roles)
     expected = observe(params, empty)
     rows = jax.tree.map(lambda x: np.asarray(x)[None], empty)
-    packed = batch_lib.pack_rows(rows, batch_lib.Layout(24, target_multiple=8))
+    packed = batch_lib.pack_rows(rows, 24, target_multiple=8)
     found = observe(params, jax.tree.map(lambda x: jnp.asarray(x[0]), packed))
     for name in ("prompt_hidden", "response_hidden"):
       near(getattr(found, name), getattr(expected, name))

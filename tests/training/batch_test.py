@@ -2,7 +2,6 @@
 
 import functools
 
-import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from saw_jax import losses, stale_losses
 from saw_jax.models import decoder
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.training import batch as batch_lib
@@ -118,16 +116,13 @@ class TestStates:
       jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-LAYOUT = batch_lib.Layout(24, target_multiple=8)
-
-
 def stacked(batch):
   return jax.tree.map(lambda x: np.asarray(x)[None], batch)
 
 
-def packed(batch, layout=LAYOUT):
+def packed(batch, **how):
   """Packs a batch of one seed."""
-  found = batch_lib.pack_rows(stacked(batch), layout)
+  found = batch_lib.pack_rows(stacked(batch), 24, target_multiple=8, **how)
   return jax.tree.map(lambda x: jnp.asarray(x[0]), found)
 
 
@@ -158,10 +153,16 @@ class TestPack:
   def test_every_row_lies_whole_in_a_packed_row_of_its_own_part(
     self, seed, shards, parts, multiple
   ):
-    layout = batch_lib.Layout(14, shards, parts, multiple, target_multiple=4)
     seeds = [helpers.batch(rows=16, seed=seed + i) for i in range(2)]
     batch = jax.tree.map(lambda *x: np.stack(x), *seeds)
-    made = batch_lib.pack_rows(batch, layout).packing
+    made = batch_lib.pack_rows(
+      batch,
+      14,
+      num_shards=shards,
+      num_microbatches=parts,
+      row_multiple=multiple,
+      target_multiple=4,
+    ).packing
     height = made.tokens.shape[1] // (shards * parts)
     assert height % multiple == 0
     assert made.targets.shape[2] % 4 == 0
@@ -192,8 +193,8 @@ class TestPack:
 
   def test_rows_are_split_as_the_batch_is(self):
     # What the micro-batches of an update see of both is the same rows.
-    layout = batch_lib.Layout(24, num_microbatches=2)
-    parts = batch_lib.split_rows(packed(helpers.batch(rows=8), layout), 2)
+    made = packed(helpers.batch(rows=8), num_microbatches=2)
+    parts = batch_lib.split_rows(made, 2)
     for k in range(2):
       made = jax.tree.map(lambda x, k=k: x[k], parts)
       values = made.packing.targets.astype(jnp.float32)
@@ -203,7 +204,7 @@ class TestPack:
 
   def test_rows_that_do_not_split_are_counted(self):
     with pytest.raises(ValueError, match="8 rows do not split into 1 shards"):
-      packed(helpers.batch(), batch_lib.Layout(24, num_microbatches=3))
+      packed(helpers.batch(), num_microbatches=3)
 
 
 class TestForward:
@@ -230,9 +231,8 @@ class TestForward:
 
   def test_in_parts_each_row_comes_back_to_its_place(self):
     batch, forward = helpers.batch(), self.forward
-    layout = batch_lib.Layout(24, num_microbatches=4, target_multiple=8)
     fn = objective.in_parts(lambda *x: forward(*x).log_probs, 4)
-    found = jax.jit(fn)(self.params, packed(batch, layout))
+    found = jax.jit(fn)(self.params, packed(batch, num_microbatches=4))
     expected = jax.jit(fn)(self.params, batch)
     mask = batch.completion_mask
     np.testing.assert_allclose(found[mask], expected[mask], rtol=1e-5)
@@ -242,7 +242,7 @@ class TestForward:
     rows, size = batch.tokens.shape[1:]
     tokens = np.sum(batch.roles != transcript_lib.PAD)
     np.testing.assert_allclose(batch.padded_share(), 1 - tokens / rows / size)
-    together = batch_lib.pack_rows(batch, batch_lib.Layout(24))
+    together = batch_lib.pack_rows(batch, 24)
     bins = together.packing.tokens.shape[1]
     np.testing.assert_allclose(together.padded_share(), 1 - tokens / bins / 24)
 
@@ -264,27 +264,3 @@ class TestForward:
     moved = np.asarray(before.log_probs != after.log_probs).any(1)
     assert moved[0]
     assert not moved[1:].any()
-
-  @pytest.mark.slow
-  def test_the_balance_of_asympo_holds(self):
-    # Complete groups: what the positive and the negative tokens pull cancels.
-    rewards = np.array([[1, 0, 0, 1], [0, 0, 1, 0]], np.float32)
-    batch = helpers.batch().replace(
-      advantages=jnp.asarray((rewards - rewards.mean(1)[:, None]).ravel())
-    )
-    loss = functools.partial(
-      stale_losses.asympo_loss, aggregate=losses.sequence_mean_token_mean
-    )
-    terms = {"policy": objective.policy(loss)}
-    made = objective.make_objective(self.forward, terms, [objective.balance])
-    whole, expected = update.make_gradient(made)(self.params, batch)
-    layout = batch_lib.Layout(24, num_microbatches=2, target_multiple=8)
-    gradient, found = update.make_gradient(made, num_microbatches=2)(
-      self.params, packed(batch, layout)
-    )
-    np.testing.assert_allclose(found["loss"], 0, atol=1e-6)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-      np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
-    # Here nothing is divided by the root of a square, as in Adam.
-    chex.assert_trees_all_close(gradient, whole, rtol=1e-4, atol=1e-6)

@@ -164,18 +164,6 @@ class TestPolicy:
     found = objective.policy(loss).fn(made, bare)
     np.testing.assert_array_equal(found, loss(made.log_probs, *args))
 
-  def test_by_hand_against_recorded_log_probs(self):
-    batch = helpers.batch(old=True)
-    made = outputs(batch)
-    loss = functools.partial(CLIPPED, aggregate=losses.sequence_mean_token_mean)
-    mask = np.asarray(batch.completion_mask)
-    ratio = np.exp(np.asarray(made.log_probs - batch.old_log_probs))
-    a = np.asarray(batch.advantages)[:, None]
-    token = np.maximum(-a * ratio, -a * np.clip(ratio, 0.9, 1.3))
-    expected = [token[b][mask[b]].mean() for b in range(len(mask))]
-    found = objective.policy(loss).fn(made, batch)
-    np.testing.assert_allclose(found.value(), np.mean(expected), rtol=1e-5)
-
   def test_without_old_log_probs_the_ratio_is_one(self):
     # -sum(A) / n over the policy's tokens: no log-prob is in the value.
     batch = helpers.batch()
@@ -234,18 +222,6 @@ class TestClipShares:
     found = term.diagnostic(outputs(batch), batch)
     return [found[f"clipped_{side}"].value() for side in ("low", "high")]
 
-  def test_count_the_tokens_that_the_clip_holds(self):
-    batch = helpers.batch(old=True)
-    mask = np.asarray(batch.completion_mask)
-    log_probs = outputs(batch).log_probs
-    ratio = np.exp(np.asarray(log_probs - batch.old_log_probs))
-    a = np.asarray(batch.advantages)[:, None]
-    low = (mask & (a < 0) & (ratio < 0.9)).sum() / mask.sum()
-    high = (mask & (a > 0) & (ratio > 1.3)).sum() / mask.sum()
-    assert 0 < low and 0 < high and low != high
-    found = self.shares(CLIPPED, batch)
-    np.testing.assert_allclose(found, [low, high], rtol=1e-6)
-
   def test_of_a_loss_of_ones_own_are_those_of_its_own_ratio(self):
     def own(
       log_probs, old_log_probs, advantages, completion_mask, *,
@@ -274,10 +250,6 @@ class TestClipShares:
       found = self.shares(loss, batch, ratio_to="behave")
       np.testing.assert_allclose(found, [low, high], rtol=1e-6)
     assert self.shares(silent, batch.replace(old_log_probs=None)) == [0, 0]
-
-  def test_there_are_none_without_a_clip(self):
-    for loss in (*CURRENT, stale_losses.cispo_loss, stale_losses.topr_loss):
-      assert objective.policy(loss).diagnostic is None
 
 
 class TestWorld:

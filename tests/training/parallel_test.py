@@ -44,10 +44,10 @@ def mesh_lift(data=-1, fsdp=1, tensor=1):
 
 
 def lifted(
-  lift, num_microbatches=1, seeds=(0,), layout=None, start=start, base=None,
+  lift, num_microbatches=1, seeds=(0,), packing=None, start=start, base=None,
   merge=None,
 ):  # fmt: skip
-  """The same two updates through a lift, packed if there is a layout."""
+  """The same two updates through a lift, packed if `packing` says how."""
   below = []
   if base is not None:
     below = [lift.place_params(update.stack_states([*map(base, seeds)]))]
@@ -67,8 +67,8 @@ def lifted(
   for offset in (0, 10):
     rows = [helpers.batch(seed=seed + offset) for seed in seeds]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
-    if layout:
-      stacked = batch_lib.pack_rows(stacked, layout)
+    if packing:
+      stacked = batch_lib.pack_rows(stacked, 24, **packing)
     state, metrics = step(state, stacked, *below)
   return lift.fetch(state), jax.device_get(metrics)
 
@@ -111,8 +111,8 @@ class TestLiftsAgree:
 
   @pytest.mark.slow
   def test_packed_rows_of_seeds_one_after_the_other(self):
-    layout = batch_lib.Layout(24, num_microbatches=4, target_multiple=8)
-    found = lifted(parallel.seeded(), 4, seeds=(0, 1), layout=layout)
+    packing = dict(num_microbatches=4, target_multiple=8)
+    found = lifted(parallel.seeded(), 4, seeds=(0, 1), packing=packing)
     for index in range(2):
       assert_same(found, reference(index), index)
 
@@ -121,12 +121,11 @@ class TestLiftsAgree:
   )
   def test_packed_rows_over_devices_with_micro_batches(self, kind):
     shards = {"num_shards": 2} if kind == "pmapped" else {"row_multiple": 4}
-    sizes = dict(num_microbatches=2, target_multiple=8)
-    layout = batch_lib.Layout(24, **sizes, **shards)
+    packing = dict(num_microbatches=2, target_multiple=8) | shards
     lift = parallel.pmapped(jax.devices()[:2])
     if kind == "meshed":
       lift = mesh_lift(data=2, fsdp=2)
-    assert_same(lifted(lift, 2, layout=layout), reference())
+    assert_same(lifted(lift, 2, packing=packing), reference())
 
   def test_a_mean_of_the_parts_means_would_be_another_number(self):
     # The tests above would pass a wrong update if all parts had equal masks.

@@ -179,17 +179,6 @@ class TestLossesOfWholeResponses:
       one = update.take_seed(found, device)
       chex.assert_trees_all_close(one, expected, rtol=1e-5, atol=1e-6)
 
-  def test_garbage_on_padding_has_no_part_in_it(self):
-    params, batch = table_batch()
-    made = current_policy_objective(stale_losses.asympo_loss)
-    gradient_of = jax.jit(update.make_gradient(made, num_microbatches=2))
-    clean = gradient_of(params, batch)
-    mask = batch.completion_mask
-    for garbage in (jnp.nan, jnp.inf):
-      dirty = {"log_probs": jnp.where(mask, params["log_probs"], garbage)}
-      chex.assert_trees_all_equal(gradient_of(dirty, batch), clean)
-    assert not clean[0]["log_probs"][~mask].any()
-
 
 class TestMaximum:
   def largest(self, params, batch, **options):
