@@ -26,6 +26,8 @@ from tests import helpers
 from tests.training.estimation_test import MINIMA, rollout
 
 AlgorithmConfig, KLConfig = algorithms.AlgorithmConfig, algorithms.KLConfig
+World = algorithms.WorldModelConfig
+GDPO, GIGPO = {"advantage": "gdpo"}, {"advantage": "gigpo"}
 # Options without which an entry cannot be called.
 NEEDED = {
   "static": {"values": (1.5, 0.5)},
@@ -67,72 +69,57 @@ def call(fn, **options):
   return naming.supply(fn, outputs.log_probs, **given, **options)
 
 
-class TestRefusals:
-  @pytest.mark.parametrize(
-    ("word", "fields"),
-    [
-      ("gdpo", dict(advantage="gdop")),
-      ("saw", dict(weights="sawe")),
-      ("asympo", dict(loss="asmypo")),
-      ("token", dict(loss="topr", loss_options={"ratio_of": "tokne"})),
-      ("token_mean", dict(aggregate="token_maen")),
-      ("m2po", dict(loss_options={"keep": "mp2o"})),
-      ("token", dict(advantage="gdpo", advantage_options={"whiten": "tokens"})),
-      ("mean", dict(advantage="gigpo", advantage_options={"normalize": "men"})),
-      ("k", dict(kl=KLConfig(placement="loss", estimator="k4"))),
-    ],
-  )
-  def test_an_unknown_name_is_answered_with_the_nearest(self, fields, word):
-    with pytest.raises(KeyError, match=f"did you mean '{word}"):
-      make(**fields)
-
-  @pytest.mark.parametrize(
-    ("word", "fields"),
-    [
-      ("eps", dict(advantage="grpo", advantage_options={"epss": 1.0})),
-      ("delta", dict(weights="saw", weights_options={"detla": 1.0})),
-      ("clip_high", dict(loss_options={"clip_hihg": 0.28})),
-      ("clip_low", dict(loss="asympo", loss_options={"clip_low": 0.2})),
-      ("aggregate", dict(loss_options={"aggregate": "token_mean"})),
-      ("length", dict(aggregate_options={"length": 7})),
-      ("rewards", dict(advantage="grpo", advantage_options={"rewards": 1})),
-    ],
-  )
-  def test_an_unknown_option_is_answered_with_the_nearest(self, fields, word):
-    with pytest.raises(TypeError, match=f"'{word}|{word} is a field"):
-      make(**fields)
-
-  @pytest.mark.parametrize(
-    ("error", "word", "fields"),
-    [
-      (KeyError, "did you mean", dict(loss="huber")),
-      (KeyError, "entropy", dict(entropy="entorpy")),
-      (KeyError, "random", dict(selection="rnadom")),
-      (KeyError, "adaptive", dict(coefficients="adaptve")),
-      (KeyError, "group_mean", dict(aggregate="group_maen")),
-      (TypeError, "rho", dict(loss_options={"roh": 0.2})),
-      (ValueError, "alpha", dict(alpha=0.0)),
-    ],
-  )
-  def test_of_a_world_model(self, fields, error, word):
-    with pytest.raises(error, match=word):
-      make_world(**fields)
-
-  @pytest.mark.parametrize(
-    ("word", "fields"),
-    [
-      ("asympo_loss", dict(loss="asympo", ratio_to="behave")),
-      ("k1 in the loss", dict(kl=KLConfig("loss", "k1", 0.1))),
-      ("'rewrad'", dict(kl=KLConfig("rewrad", "k1", 0.1))),
-      ("gdpo", dict(advantage="gdpo", kl=KLConfig("reward", "k1", 0.1))),
-      ("gigpo", dict(advantage="gigpo", kl=KLConfig("reward", "k1", 0.1))),
-    ],
-  )
-  def test_what_does_not_go_together(self, fields, word):
-    with pytest.raises(ValueError, match=word):
-      make(**fields)
-    forced = KLConfig("loss", "k1", 0.1, force=True)
-    assert "kl" in make(kl=forced).terms
+@pytest.mark.parametrize(
+  ("error", "words", "fields"),
+  [
+    # An unknown name, with the nearest.
+    *(
+      (KeyError, f"did you mean '{word}", fields)
+      for word, fields in (
+        ("gdpo", dict(advantage="gdop")),
+        ("saw", dict(weights="sawe")),
+        ("asympo", dict(loss="asmypo")),
+        ("token", dict(loss="topr", loss_options={"ratio_of": "tokne"})),
+        ("token_mean", dict(aggregate="token_maen")),
+        ("m2po", dict(loss_options={"keep": "mp2o"})),
+        ("token", {**GDPO, "advantage_options": {"whiten": "tokens"}}),
+        ("mean", {**GIGPO, "advantage_options": {"normalize": "men"}}),
+        ("k", dict(kl=KLConfig(placement="loss", estimator="k4"))),
+        ("hinge", dict(world_model=World(loss="hnge"))),
+        ("entropy", dict(world_model=World("hinge", entropy="entorpy"))),
+        ("random", dict(world_model=World("hinge", selection="rnadom"))),
+        ("adaptive", dict(world_model=World("hinge", coefficients="adaptve"))),
+        ("group_mean", dict(world_model=World("hinge", aggregate="grop_mean"))),
+      )
+    ),
+    # An unknown option, likewise; or one that is a field, or is missing.
+    *(
+      (TypeError, f"'{word}|{word} is a field", fields)
+      for word, fields in (
+        ("eps", dict(advantage="grpo", advantage_options={"epss": 1.0})),
+        ("delta", dict(weights="saw", weights_options={"detla": 1.0})),
+        ("clip_high", dict(loss_options={"clip_hihg": 0.28})),
+        ("clip_low", dict(loss="asympo", loss_options={"clip_low": 0.2})),
+        ("aggregate", dict(loss_options={"aggregate": "token_mean"})),
+        ("length", dict(aggregate_options={"length": 7})),
+        ("rewards", dict(advantage="grpo", advantage_options={"rewards": 1})),
+        ("rho", dict(world_model=World("hinge", loss_options={"roh": 0.2}))),
+      )
+    ),
+    # What does not go together.
+    (ValueError, "asympo_loss", dict(loss="asympo", ratio_to="behave")),
+    (ValueError, "k1 in the loss", dict(kl=KLConfig("loss", "k1", 0.1))),
+    (ValueError, "'rewrad'", dict(kl=KLConfig("rewrad", "k1", 0.1))),
+    (ValueError, "gdpo", {**GDPO, "kl": KLConfig("reward", "k1", 0.1)}),
+    (ValueError, "gigpo", {**GIGPO, "kl": KLConfig("reward", "k1", 0.1)}),
+    (ValueError, "alpha", dict(world_model=World("hinge", alpha=0.0))),
+  ],
+)
+def test_a_mistake_is_named(error, words, fields):
+  with pytest.raises(error, match=words):
+    make(**fields)
+  forced = KLConfig("loss", "k1", 0.1, force=True)
+  assert "kl" in make(kl=forced).terms
 
 
 class TestTables:

@@ -149,7 +149,7 @@ class _Stage:
 
 
 class SharedPool(EnvironmentPool):
-  """Plays with the other processes: each has every so-manieth slot."""
+  """Shares the slots with the other processes, one after the other."""
 
   def start(self, episodes: Sequence[tuple[str, int]]) -> list[Situation]:
     self._index, self._count = jax.process_index(), jax.process_count()

@@ -29,7 +29,7 @@ class Episodes:
   """Plays the worlds of each step, which reward the episodes."""
 
   def __init__(self, learner: Learner, pool: EnvironmentPool, session: Session):
-    del session  # It is a function of the state.
+    del session  # A step is a function of the state alone.
     self._learner, self._clock, self._pool = learner, learner.clock, pool
     self._made = made = learner.made
     self._policy, self._world = learner.policy, made.method.world

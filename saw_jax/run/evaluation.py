@@ -1,7 +1,6 @@
 """How good a policy is on examples that it was not trained on."""
 
 import copy
-import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -38,7 +37,6 @@ class BaseEvaluator:
     self.config = config = policy.made.evaluation
     self.split, self.modes = config.split, self._modes(config.samples)
     self.examples = self._read(config.split, config.num_examples)
-    self._make_generate = functools.cache(policy.make_generate)
 
   def _modes(self, samples: int) -> dict[str, tuple[SamplingConfig, int]]:
     found = {"greedy": (SamplingConfig(greedy=True), 1)}
@@ -92,14 +90,14 @@ class Evaluator(BaseEvaluator):
       # The last batch is filled up, so that all have one shape.
       rows = [chosen + chosen[:1] * (size - len(chosen))] * policy.num_seeds
       transcript = rollouts.sample(
-        self._make_generate(sampling, group_size),
+        policy.make_generate(sampling, group_size),
         policy.params,
         rows,
         rollouts.example_keys([0] * len(rows), FIRST_STEP, rows, group_size),
         encoder=self._encoder,
       )
       result = rollouts.score(transcript, rows, self._workers, self._encoder)
-      if len(chosen) == size:  # Of fewer, one that hangs may be the most.
+      if len(chosen) == size:  # In a small one, one that hangs may be most.
         rollouts.check_scored(result, rows, self._workers, self._encoder)
       found = {
         "rewards": result.rewards,

@@ -27,7 +27,7 @@ from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
 PROTOCOLS = ("none", "fixed_lag", "max_lag", "quota")
-# What a group keeps of its transcript, and of what is known of its responses.
+# What a group keeps of its transcript, and of its scores.
 _ROWS = ("tokens", "roles", "starts", "ends", "behave_log_probs")
 _SCORES = ("rewards", "scored", "outcomes", "lengths", "ended")
 
@@ -40,8 +40,8 @@ class Drawn(NamedTuple):
 
   transcript: Transcript  # host arrays, rows [N, P * G]
   examples: Examples  # their prompts
-  early: Rollout | None  # what an actor has found out already
-  rows: Rows  # what each seed logs of where they come from
+  early: Rollout | None  # their scores, if an actor has them already
+  rows: Rows  # what each seed logs about their origin
   lags: np.ndarray | None = None  # int32 [N, P * G], versions; None: all fresh
 
 
@@ -123,7 +123,7 @@ class Group(NamedTuple):
 
 
 def split(rollout: Rollout, carry_log_probs: bool) -> list[list[Group]]:
-  """Takes a rollout apart into `[N][P]` copied groups, so that it is freed."""
+  """Copies a rollout into `[N][P]` groups, so that it can be freed."""
   transcript, shape = rollout.transcript, rollout.lengths.shape
   names = _ROWS if carry_log_probs else _ROWS[:-1]
   arrays = {name: np.asarray(getattr(transcript, name)) for name in names}
@@ -199,7 +199,7 @@ class Queue:
 
   The learner's thread owns the ledgers, one a seed. Sampling itself happens
   between the updates (no actors), in threads, on other devices, or in
-  processes. `early` is what is done with a transcript at once.
+  processes. `early` scores a transcript as soon as it is sampled.
   """
 
   def __init__(
@@ -231,7 +231,7 @@ class Queue:
       self._pool = session.stack.enter_context(pool)
 
   def _restore(self, session: Session) -> PyTree:
-    """Takes up what `pack` left; gives the weights to publish."""
+    """Restores what `pack` saved; returns the weights to publish."""
     host, arrays, params = session.host, session.arrays, self._policy.params
     if not session.step:
       return params
@@ -340,8 +340,8 @@ class Queue:
         self._clock.lap("score")
         self._receive(actor_lib.Done(request, rollout, None))
       elif is_ordered or self._pool.pending < 2 * self._config.actors:
-        # An ordered protocol stamps its groups when the room opens. Others
-        # take the weights of when somebody is free to use them, or nearly.
+        # An ordered protocol stamps groups as soon as there is room. Others
+        # wait until an actor is nearly free, for the newest weights.
         self._pool.submit(self._start())
       else:
         return
@@ -353,7 +353,7 @@ class Queue:
       count = min(size, self._protocol.room(self._ledgers[n]))
       self._ledgers[n], started = staleness.start(self._ledgers[n], count)
       numbers = [ticket.number for ticket in started]
-      # Where a seed has less room than another, its rows are of no use.
+      # A seed with less room than another has rows that are thrown away.
       numbers += [numbers[0] if numbers else 0] * (size - len(numbers))
       tickets.append(started)
       examples.append([self._example(seed, number) for number in numbers])
@@ -399,7 +399,7 @@ class Queue:
       return []
     so_far = self._ledgers[n].filtered - self._filtered_before[n]
     if so_far >= self._config.max_attempts * self._protocol.batch:
-      return []  # nothing varies any more: better constant than for ever
+      return []  # nothing varies any more: do not wait for ever
     rewards, scored, ended = (
       np.stack([group.arrays[name] for group in arrived[: len(tickets)]])
       for name in ("rewards", "scored", "ended")
@@ -412,7 +412,7 @@ class Queue:
     return [ticket.number for ticket, varies in pairs if not varies]
 
   def _publish(self, params: PyTree) -> None:
-    """Copies the weights: the learner gives its own away to the next update."""
+    """Copies the weights: the learner donates its own to the next update."""
     # One assignment: actors read it while it changes.
     self._newest = (self._ledgers[0].version, jax.tree.map(jnp.copy, params))
 
@@ -460,7 +460,7 @@ def _by_engine(
 def _describe(
   ledger: staleness.Ledger, tickets: Sequence[staleness.Ticket]
 ) -> dict[str, float]:
-  """What is logged of the age of an update's groups."""
+  """What is logged about the age of an update's groups."""
   steps = np.array([ledger.step - ticket.step for ticket in tickets])
   versions = np.array([ledger.version - ticket.version for ticket in tickets])
   return {

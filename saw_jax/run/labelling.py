@@ -41,7 +41,7 @@ NEEDED = ("answer_key", "with_label", "label_form", "gold_completion")
 
 
 class Labels:
-  """What all of them share; actors may call `read`.
+  """What both kinds share; actors may call `read`.
 
   `score(sampled, examples, observed, step)` is for host rows `[N, P * G]`,
   before an update; `train` follows it, and `pack` is for a checkpoint.
@@ -106,7 +106,7 @@ class OwnRewards(Labels):
         max_prompt_tokens=config.verify_prompt_tokens,
         max_new_tokens=config.verify_new_tokens,
         long_prompts="truncate",
-        stops=(),  # Those of an answer: a verdict may quote one.
+        stops=(),  # They end answers, which a verdict may quote.
       ),
     )
     temperature = config.verify_temperature
@@ -115,7 +115,7 @@ class OwnRewards(Labels):
     self._generate = functools.partial(policy.engine.sample, config=settings)
 
   def score(self, sampled, examples, observed, step):
-    """Judges responses; their truth, if it is logged, is the outcome."""
+    """Scores responses; if the truth is logged, it is the outcome."""
     read = self.read(sampled)
     if self.config.strategy.needs_verdicts:
       values = self._verdicts(examples, read.completions, step)
@@ -159,7 +159,7 @@ class OwnRewards(Labels):
       self._generate,
       self._learner.policy.params,
       asked,
-      # Steps of their own: no verdict has the key of a response.
+      # Steps of their own, so that no verdict has a response's key.
       rollouts.example_keys(self._seeds, step + _VERDICTS, asked, 1),
       # Nothing is asked twice, so nothing is remembered.
       encoder=rollouts.Encoder(self._judge.tokenizer, self._judge.config),
@@ -178,7 +178,7 @@ class VoteLabels(Labels):
     config, loop = self.config, self._made.loop
     per_step = selection.budget(loop.prompts_per_step, config.label_fraction)
     self._desk = self._probes = self._curves = None
-    if config.strategy.has_curves:  # A label is of a prompt, not of a step.
+    if config.strategy.has_curves:  # Labels belong to prompts.
       per_step = loop.prompts_per_step
       self._curves = Curves(learner, session)
     if config.strategy.buys:
@@ -252,7 +252,7 @@ class VoteLabels(Labels):
     return super().train(rows, step)
 
   def pack(self, step):
-    """What is known of the ledger, curves, and the probes with their replay."""
+    """The state of the ledger, of the curves, and of the probes."""
     document, arrays = {}, {}
     if self._desk is not None:
       document["labels"] = self._desk.snapshot(step)
@@ -272,7 +272,7 @@ class VoteLabels(Labels):
     return self._task.with_label(example, label)
 
   def _audit(self, truth, answer_ids, chosen, counts) -> None:
-    """What the true references say, which nothing is trained on."""
+    """Logs what the true references say; nothing is trained on it."""
     told = _facts(answer_ids, truth)
     found, right = _audit_figures(truth, told), told["vote_right"]
     if self.config.gate != "none" or self.config.strategy.has_curves:
@@ -391,8 +391,8 @@ class Probes:
   def features(self, observed: Observation, answer_ids, lengths):
     """What the probes see of the groups of a step."""
     hidden = observed.response_hidden.reshape(*lengths.shape, -1)
-    # By the host: where the policy is spread over devices, the probes would
-    # be compiled once for their new state and once for the one after it.
+    # Through the host: beside a policy that is spread over devices, the probes
+    # would be compiled once for their new state and once for the one after it.
     return jax.device_get(
       self._features(observed.prompt_hidden, hidden, answer_ids, lengths)
     )

@@ -27,7 +27,7 @@ class Learner:
     self.made, self.policy = policy.made, policy
     self.seeds, self.clock = list(seeds), clock
     self._method, self._loop = self.made.method, self.made.loop
-    # Else the old policy is the current one: nothing has to be recomputed.
+    # Before a step's first update the old policy is the current one.
     self.needs_old = bool(self._method.kl_in_reward) or (
       self._method.needs_old and self._loop.num_minibatches > 1
     )
@@ -40,7 +40,7 @@ class Learner:
     }
     self.forward = objective.make_forward(policy.decoder, **self._how)
     self.programs = self._make_programs()
-    self.faults: list[str] = []  # what of each seed's update was not finite
+    self.faults: list[str] = []  # what was not finite in each seed's update
 
   def batch_indices(self, count: int, step: int) -> list[np.ndarray]:
     """Which of `count` prompts or worlds each seed has in a step, `[N][P]`."""
@@ -51,7 +51,7 @@ class Learner:
   def prepare(
     self, transcript
   ) -> tuple[TrainBatch, objective.Observation | None]:
-    """Makes a batch, and has the device start on the log-probs it needs."""
+    """Makes a batch, and starts to compute the log-probs that it needs."""
     zeros = np.zeros(transcript.starts.shape, np.float32)
     batch, observed = batch_lib.make_batch(transcript, zeros), None
     if self.made.labels.method != "truth":
@@ -62,7 +62,7 @@ class Learner:
     return self.recompute(batch), observed
 
   def recompute(self, batch: TrainBatch) -> TrainBatch:
-    """Has the device start on the log-probs that a batch needs and lacks."""
+    """Starts to compute the log-probs that a batch needs and lacks."""
     batch = self.in_parts(batch)
     log_probs = self.programs["log_probs"]
     if self.needs_old and batch.old_log_probs is None:
@@ -73,13 +73,13 @@ class Learner:
     return batch
 
   def values(self, batch: TrainBatch) -> np.ndarray:
-    """What the value head says of each row. Shape `[N, B]`."""
+    """The value head's estimate for each row. Shape `[N, B]`."""
     batch = self.in_parts(batch)
     values = self.programs["values"](self.policy.attached, batch)
     return np.asarray(hosts.fetch(values))
 
   def ratios(self, batch: TrainBatch) -> np.ndarray:
-    """How much likelier each row is than where it was sampled. `[N, B]`."""
+    """Each row's probability now over that of its sampler. `[N, B]`."""
     laid = self.in_parts(batch)
     now = hosts.fetch(self.programs["log_probs"](self.policy.attached, laid))
     moved = np.asarray(now) - np.asarray(batch.behave_log_probs)
@@ -133,7 +133,7 @@ class Learner:
     return batch, self._describe(scores, hosts.fetch(statistics))
 
   def _keep(self, weights: jax.Array) -> None:
-    """Weights for the next step; with others, the update is skipped."""
+    """Keeps weights for the next step, unless they are not finite."""
     state = self.policy.state
     kept = self.programs["keep"](weights, state.weights)
     self.policy.state = state.replace(weights=kept)
@@ -161,7 +161,7 @@ class Learner:
       }
       row["padding"] = float(np.mean([share[n] for share in padding]))
       if "sampler_mismatch" in row:
-        # Only the first update meets the sampler's own parameters.
+        # Only the first update starts from the sampler's own parameters.
         row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][n])
       rows.append(row)
       row |= apart | policy.engine.figures()
@@ -174,7 +174,7 @@ class Learner:
   def _apart(self, batch: TrainBatch) -> dict[str, float]:
     """How far an engine's log-probs are from ours, in one micro-batch.
 
-    Of rows that were sampled ahead, that holds what the policy has moved since.
+    For rows sampled ahead it includes how far the policy has moved since.
     """
     behave = batch.behave_log_probs
     if self.policy.engine.traits.publishes == "memory" or behave is None:
@@ -192,12 +192,12 @@ class Learner:
     return found
 
   def in_parts(self, batch: TrainBatch) -> TrainBatch:
-    """Lays a step's rows out for what is computed a micro-batch at a time."""
+    """Packs a step's rows for passes of one micro-batch at a time."""
     parts = self._loop.num_minibatches * self._loop.num_microbatches
     return self.packed(batch, parts)
 
   def packed(self, batch: TrainBatch, num_microbatches: int) -> TrainBatch:
-    """Lays rows out in packed ones, if the run has those."""
+    """Packs rows, if the run packs any."""
     if not self._loop.pack_length:
       return batch
     lift = self.policy.lift

@@ -29,12 +29,12 @@ def train(
 ) -> Result:
   """Trains one policy per seed, all of them as one program.
 
-  What is in the `directory` of this run goes on from its latest checkpoint, or
+  A run that `directory` already holds goes on from its latest checkpoint, or
   from that of `resume_step`.
 
-  Raises a ValueError of settings that do not go together, a RunError where
-  another process trains, a FloatingPointError of what is not finite, and
-  a CheckpointError, RewardError or ActorError.
+  Raises a ValueError for settings that do not go together, a RunError if
+  another process trains there, a FloatingPointError for a result that is not
+  finite, and a CheckpointError, RewardError or ActorError.
   """
   made = experiment
   hosts.wait_for_all()
@@ -76,7 +76,7 @@ def train(
       score = None
       try:
         score = session.evaluate()
-      finally:  # What was learned is kept where that fails, too.
+      finally:  # Keeps what was learned even if the evaluation fails.
         session.save(source.pack, score)
     return session.result()
 

@@ -14,7 +14,7 @@ from saw_jax.training.batch import TrainBatch
 from saw_jax.training.estimation import StepRecord
 from saw_jax.types import Array, PyTree
 
-# Of the keys of selections, folded in where no example has a number.
+# Folded into the keys of selections; no example has this number.
 _SELECTION = 2**31 - 1
 
 
@@ -152,7 +152,7 @@ def _widened(batch: TrainBatch, longer: Transcript) -> TrainBatch:
   width = longer.tokens.shape[-1] - longer.prompt_size
 
   def widen(values):
-    """Nothing is known of an observation, and no loss of a response asks."""
+    """Pads by 0, which no loss of a response reads."""
     values = np.asarray(hosts.fetch(values))[..., :width]
     return np.pad(values, ((0, 0), (0, 0), (0, width - values.shape[-1])))
 

@@ -22,9 +22,9 @@ from saw_jax.types import PyTree
 class Policy:
   """One policy a seed, which start alike, where the lift keeps them.
 
-  `state` is what a step changes; it is given away to the next step (donated).
-  `base` is what adapters sit on, which no step changes, and `digest` names what
-  is in it; both are None without adapters.
+  `state` is what a step changes, and is donated to it. `base` is what adapters
+  sit on, which no step changes, and `digest` is its checksum; both are None
+  without adapters.
   """
 
   def __init__(

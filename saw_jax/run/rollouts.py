@@ -25,7 +25,7 @@ from saw_jax.training import hosts, parallel, sampling
 from saw_jax.types import Array, PyTree
 
 LOG = logging.getLogger(__name__)
-_SAMPLE = 64  # generated examples whose prompts are looked at
+_SAMPLE = 64  # of generated examples, how many prompts are checked
 OUTCOMES = tuple(Outcome)
 RIGHT, WRONG = map(OUTCOMES.index, (Outcome.RIGHT, Outcome.WRONG))
 
@@ -48,7 +48,7 @@ Examples = Sequence[Sequence[Example]]  # [N][P]
 # (params, prompts [N, P], keys [N, P * G]) -> Transcript of rows [N, P * G]
 Generate = Callable[[PyTree, transcript.PromptBatch, Array], PyTree]
 
-# What a turn takes and gives beside that: what was kept, and what is shared.
+# What else a turn takes and gives: the cache, and what is shared with it.
 _TURN = (parallel.STATE, parallel.ROWS), (parallel.STATE,)
 _HELD = 10_000  # prompts whose tokens are remembered
 
@@ -69,7 +69,7 @@ class Encoder:
     name = json.dumps(list(map(dict, example.messages)), default=repr)
     ids = self._ids.get(name)
     if ids is None:
-      if len(self._ids) >= _HELD:  # Prompts of episodes are ever new.
+      if len(self._ids) >= _HELD:  # Prompts of episodes never repeat.
         self._ids.clear()
       ids = self._ids[name] = list(self.tokenizer.encode_chat(example.messages))
     return ids
@@ -96,7 +96,7 @@ class Encoder:
   def check_lengths(
     self, examples: Sequence[Example], what: str, most: int | None = None
   ) -> None:
-    """Refuses prompts, of the first `most`, that are too long, or logs them."""
+    """Refuses or logs those of the first `most` prompts that are too long."""
     how, limit = self.config.long_prompts, self.config.max_prompt_tokens
     rows = range(len(examples))[: None if how == "drop" else most]
     if isinstance(examples, LazyExamples):
@@ -134,7 +134,7 @@ class Encoder:
     )
 
   def size(self, example: Example) -> int:
-    """How wide a batch gets that has no longer prompt."""
+    """The width of a batch in which this prompt is the longest."""
     return self.round_up(len(self.tokens(example)))
 
   def round_up(self, size: int) -> int:
@@ -143,9 +143,8 @@ class Encoder:
   def cut(self, sampled: Transcript) -> Transcript:
     """Cuts completions of rows `[N, B]` behind the first stop string.
 
-    The key of a token is of its place: the rest is what would have been sampled
-    if the sampler had known. The last token is the one that completes the
-    string.
+    A token's key depends on its place alone: what is kept is what a sampler
+    that looks for the strings would give. The last token kept completes one.
     """
     stops, size = self.config.stops, sampled.prompt_size
     if not stops:
@@ -177,7 +176,7 @@ class Encoder:
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
 
 
-@functools.lru_cache(maxsize=1)  # what looks at all prompts is not the policy
+@functools.lru_cache(maxsize=1)  # also of checks, which have no policy
 def encoder_of(tokenizer: Tokenizer, config: RolloutConfig) -> Encoder:
   """The encoder that all parts of a run share."""
   return Encoder(tokenizer, config)
@@ -211,7 +210,7 @@ class Native(engine.Engine):
     if kept and kept.cache:
       shared = turns.share(kept.transcript, prompts, self._lift.num_shards)
       if shared.unread(prompts.lengths) + turns.PART > size:
-        shared = kept = None  # It saves nothing: these prompts do not extend.
+        shared = kept = None  # Nothing is saved: these do not go on.
     asked = self._weights.of(params), prompts, row_keys
     sample = self._make(config, generate.make_turn, *_TURN)
     sampled, cache = sample(*asked, shared and kept.cache, shared)
@@ -275,7 +274,7 @@ def sample(
 
 
 def _map_log_probs(sampled: Transcript, fn: Callable) -> Transcript:
-  """Changes what was recorded of each position after the prompts."""
+  """Changes what was recorded at each position after the prompts."""
   names = ("behave_log_probs", "entropies")
   values = {name: getattr(sampled, name) for name in names}
   return sampled.replace(
@@ -307,7 +306,9 @@ def score(
   )
   for component, limit in grader.token_limits.items():
     rewards[lengths > limit, component] = 0.0
-  scored = scored.astype(bool) & (lengths > 0)[..., None]  # An engine's fault.
+  scored = (
+    scored.astype(bool) & (lengths > 0)[..., None]
+  )  # No token: the engine failed.
   return rollout._replace(rewards=rewards, scored=scored, outcomes=outcomes)
 
 
@@ -362,7 +363,7 @@ def read(
     for row, mask, end in zip(tokens, chosen, ends, strict=True)
   ]
   found = [stops_lib.find_stop(text, encoder.config.stops) for text in texts]
-  # What is scored begins where the format does, maybe in the prompt.
+  # What is scored begins with the format, which may begin in the prompt.
   begun = tokenizer.opening
   texts = [begun + text[:at] for text, at in zip(texts, found, strict=True)]
   ended = ends.any(-1) | np.array([x is not None for x in found])

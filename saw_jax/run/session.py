@@ -141,8 +141,8 @@ class Session:
     directory, step = self.directory, self.step
     if step < self._loop.num_steps:
       (directory / "final.json").unlink(missing_ok=True)  # of an earlier end
-    # An evaluation is named by the steps before it, the first's included. One
-    # of the end of a run that is longer now goes if it is not due there.
+    # An evaluation has the number of steps before it. That of an earlier end
+    # is removed where none is due now that the run is longer.
     is_end = step == self._loop.num_steps
     first = step + bool(step and (self._is_due or is_end))
     path = directory / "completions.jsonl"

@@ -28,7 +28,7 @@ from saw_jax.training.batch import TrainBatch
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
-# What reading a file raises that is cut, changed, or of something else.
+# What reading a damaged or foreign file raises.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 _DAMAGED += (zlib.error,)
 _VERSION = 1  # raise it when this file changes what comes out
@@ -105,7 +105,7 @@ def warm_start(
 ) -> PyTree:
   """Trains a decoder on demonstrations, or takes it from a folder.
 
-  Who wants the one that another process is making waits for it.
+  If another process is making the same one, waits for it.
   """
   shapes = decoder.param_shapes(decoder_config)
   name = f"{_digest(decoder_config, config, demonstrations)}.npz"
@@ -169,7 +169,7 @@ def _train(
         lambda x, c=chosen: jnp.asarray(x[c]), demonstrations
       )
       current, values = step_fn(current, batch)
-      # The bar counts what has been done, not what has been asked for.
+      # The bar counts what was computed, not what was dispatched.
       jax.block_until_ready(values)
       if fault := update.not_finite(jax.device_get(values)):
         raise FloatingPointError(f"supervised start, step {step}: {fault}")
@@ -212,7 +212,7 @@ def _read(path: pathlib.Path, like: PyTree) -> PyTree:
 
 
 def _digest(decoder_config, config, demonstrations: TrainBatch) -> str:
-  # What nothing else could be when the starts were made that are kept.
+  # Settings that came later, at the value that older starts were made with.
   added = dict(wide_qk_norm=False, post_norm=False, rotated=())
   added |= dict(attention="auto", state_dtype="float32")
   old = lambda kept: {k: x for k, x in kept.items() if x != added.get(k)}  # noqa: E731

@@ -125,7 +125,7 @@ def split_rows(batch: TrainBatch, count: int) -> TrainBatch:
 
 
 def leave_out(batch: TrainBatch, rows: Array) -> TrainBatch:
-  """Has the responses of some rows read, but not learned from."""
+  """Keeps the responses of some rows, but learns nothing from them."""
   chosen = batch.roles == transcript_lib.POLICY
   chosen &= rows.reshape(batch.starts.shape)[..., None]
   glue = np.int8(transcript_lib.GLUE)

@@ -1,4 +1,4 @@
-"""From what was earned to advantages: what an update is told of its batch.
+"""From rewards to advantages: what an update is told about its batch.
 
 All that refers to groups is decided here, once per update: of answers on
 `[P, G, M]`; of an episode's steps on `[P, G, E]` with a mask of those taken.
@@ -126,7 +126,7 @@ def kl_penalties(
 
 @flax.struct.dataclass
 class StepRecord:
-  """What is known of the steps of all episodes of one seed."""
+  """What is known about the steps of all episodes of one seed."""
 
   rewards: Array  # float32 [P, G, E], of the environment
   steps: Array  # bool [P, G, E], taken, in episodes that count

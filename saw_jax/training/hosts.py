@@ -1,4 +1,4 @@
-"""What several processes must agree on that run one program."""
+"""What the processes that run one program must agree on."""
 
 import json
 from collections.abc import Callable

@@ -106,7 +106,7 @@ def make_observe(
   log_probs_too: bool = True,
   num_parts: int = 1,
 ) -> Callable[[PyTree, TrainBatch], Observation]:
-  """The pass before the update that label buying looks at; no gradient.
+  """The forward pass by which labels are chosen; without gradient.
 
   Without `log_probs_too` the head is not applied and there are no logits.
   """
@@ -211,7 +211,7 @@ def make_objective(
 
 
 def at_step(given: Any, step: Array | None, what: str) -> Any:
-  """A number that may be a function of the step, now."""
+  """The value, at this step, of what may be a function of the step."""
   if not callable(given):
     return given
   if step is None:
@@ -295,7 +295,7 @@ def make_decide(
   *,
   num_parts: int = 1,
 ) -> Callable[..., tuple[TrainBatch, Array | None]]:
-  """What an update decides of all of its rows at once: see `trust_masks`.
+  """Makes what decides for all rows of an update at once: `trust_masks`.
 
   Makes `(params, batch, axis_name) -> (batch, factor of the learning rate)`,
   None without `step_size`; it costs a forward pass, in `num_parts` parts.

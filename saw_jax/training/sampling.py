@@ -52,7 +52,7 @@ def layout(
 def lay_out(
   lift: parallel.Lift, config: DecoderConfig, params: PyTree
 ) -> PyTree:
-  """Copies what of the learner's parameters is not as a sampler has it."""
+  """Copies those of the learner's parameters that a sampler has otherwise."""
   wanted = layout(lift, config, params)
   params = jax.tree.map(_bring, params, wanted)
   own, stack = parted(lift, params)
@@ -131,7 +131,7 @@ def reshard(x: jax.Array, place: NamedSharding) -> jax.Array:
 
 
 def differing(leaves: Sequence, wanted: Sequence) -> list[int]:
-  """Which of the learner's arrays a sampler does not have as they are."""
+  """Which arrays have another dtype or place than a sampler wants."""
 
   def is_other(x, like) -> bool:
     if x.dtype != like.dtype:
@@ -191,7 +191,7 @@ def wrap(
   takes: tuple[str, ...] = (),
   gives: tuple[str, ...] = (),
 ) -> Callable:
-  """Lifts a sampler of parameters, prompts and keys; kinds of what else it has.
+  """Lifts a sampler of parameters, prompts, keys, and arrays of more kinds.
 
   Under `seeded` it has lanes, of which a device has its own; else it is of one
   seed, of which a device has some prompts with all of their rows.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from saw_jax import diagnostics, naming, reductions
+from saw_jax import diagnostics, reductions
 from saw_jax.training.batch import TrainBatch, split_rows
 from saw_jax.training.objective import Objective
 from saw_jax.types import Array, Numeric, PyTree
@@ -83,7 +83,6 @@ def make_gradient(
   """
 
   def gradient(params, batch, base=None, step=None, *, axis_name=None):
-    at_step = functools.partial(naming.supply, objective, step=step)
     whole = functools.partial(merge, base) if merge else lambda params: params
     parts = split_rows(batch, num_microbatches)
 
@@ -94,42 +93,36 @@ def make_gradient(
     # dead code, which the compiler removes. One that reads the policy, as that
     # of `batch_asympo_loss`, is right too, and costs a forward pass.
     def count(part: TrainBatch):
-      terms, _ = at_step(whole(params), part)
+      terms, _ = objective(whole(params), part, step)
       return {k: jax.lax.stop_gradient(t.denominator) for k, t in terms.items()}
 
     denominators = total(count)
 
-    def part_loss(params: PyTree, part: TrainBatch):
-      # Merged again for each part: what adds up over parts is then of the
-      # adapters' size.
-      terms, diagnostics = at_step(whole(params), part)
-      values = {
-        name: reductions.Ratio(term.numerator, denominators[name]).value()
-        for name, term in terms.items()
-      }
-      return sum(values.values()), (values, diagnostics)
-
-    def part_gradient(part: TrainBatch):
-      return jax.grad(part_loss, has_aux=True)(params, part)
-
     def part_gradients(part: TrainBatch):
-      values, pull, found = jax.vjp(
-        lambda params: part_loss(params, part)[1], params, has_aux=True
-      )
+      def losses(params: PyTree):
+        # Merged again for each part: what adds up over parts is then of the
+        # adapters' size.
+        terms, diagnostics = objective(whole(params), part, step)
+        return {
+          name: reductions.Ratio(term.numerator, denominators[name]).value()
+          for name, term in terms.items()
+        }, diagnostics
 
-      def only(name):
-        return {k: jnp.full_like(x, k == name) for k, x in values.items()}
+      values, pull, found = jax.vjp(losses, params, has_aux=True)
 
-      return {name: pull(only(name))[0] for name in values}, (values, found)
+      def of_sum(names: list[str]) -> PyTree:
+        ones = {k: jnp.full_like(x, k in names) for k, x in values.items()}
+        return pull(ones)[0]
 
-    gradient, (values, diagnostics) = total(
-      part_gradients if by_term else part_gradient
-    )
+      sums = [[name] for name in values] if by_term else [[*values]]
+      return [of_sum(names) for names in sums], values, found
+
+    gradients, values, diagnostics = total(part_gradients)
     metrics = {f"loss/{name}": value for name, value in values.items()}
     if by_term:
-      for name, own in gradient.items():
+      for name, own in zip(values, gradients, strict=True):
         metrics[f"gradient_norm/{name}"] = optax.tree.norm(own)
-      gradient = jax.tree.map(lambda *terms: sum(terms), *gradient.values())
+    gradient = functools.reduce(optax.tree.add, gradients)
     logged = {name: found.value() for name, found in diagnostics.items()}
     metrics |= {"loss": sum(values.values()), **logged}
     return gradient, metrics
@@ -203,7 +196,7 @@ def make_update(
 
 
 def not_finite(metrics: Mapping[str, Numeric]) -> str:
-  """What of an update was not finite, by its metrics; empty: it was made."""
+  """Names what was not finite in an update; empty: it was made."""
   if not metrics["skipped"]:
     return ""
   terms = (name for name in metrics if name.startswith("loss/"))
@@ -241,7 +234,7 @@ def _over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
 
 
 def _map_merged(of_maximum: Callable, of_sum: Callable, *trees: PyTree):
-  """Maps over what adds up, and in another way over each `Maximum`."""
+  """Maps `of_maximum` over each `Maximum`, and `of_sum` over all else."""
 
   def is_maximum(x):
     return isinstance(x, reductions.Maximum)

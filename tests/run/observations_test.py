@@ -143,12 +143,3 @@ class TestAppender:
       SHARES, max_return=1.0, scored=jnp.array([[True, False], [True, True]])
     )
     assert found.row["lambda"] == pytest.approx(float(expected.mean()))
-
-  def test_the_placebo_moves_what_is_said(self, appended):
-    bags = []
-    for one in (appended.batch, Appended(shuffled=True).batch):
-      tokens = one.tokens[0, :, one.prompt_size :]
-      rows = zip(tokens, one.observation_mask[0], strict=True)
-      bags.append([tuple(ids[seen].tolist()) for ids, seen in rows])
-    assert sorted(bags[0]) == sorted(bags[1])
-    assert [bool(x) for x in bags[0]] == [bool(x) for x in bags[1]]

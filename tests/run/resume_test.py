@@ -52,9 +52,3 @@ def test_ctrl_c_saves_and_a_damaged_step_names_the_good_one(whole, tmp_path):
   assert "Traceback" not in stopped + damaged
   finish(start(tmp_path, f"--resume_step={before}"))
   assert_same_run(whole, tmp_path)
-
-
-def test_another_config_is_refused_by_name(whole):
-  output = finish(start(whole, **{"optimizer.learning_rate": 0.02}), status=2)
-  assert "optimizer.learning_rate = 0.01, not 0.02" in output
-  assert "Traceback" not in output
