@@ -12,12 +12,12 @@ from saw_jax.tasks.workers.grading import Grader
 from saw_jax.training import hosts
 from saw_jax.training.batch import TrainBatch
 
-# Answers with their rewards: a batch has the log-probs of before the update.
+# Answers with their rewards; the batch has log-probs from before the update.
 Scored = tuple[TrainBatch, Rollout, Drawn]
 
 
 class Answers:
-  """Has answers scored, and what the world said to them learned."""
+  """Has answers scored, and appends what the world said to them."""
 
   def __init__(self, learner: Learner, grader: Grader, session: Session):
     made = learner.made
@@ -82,7 +82,7 @@ class Answers:
     return {**host, **more}, {**arrays, **others}
 
   def _early(self, transcript: Transcript, examples: Examples) -> Rollout:
-    """What may be known of responses before it is their step's turn."""
+    """What can be scored before it is the turn of the responses' step."""
     if self._labels is not None:
       return self._labels.read(transcript)
     return rollouts.score(transcript, examples, self._grader, self._encoder)

@@ -86,7 +86,7 @@ def _row(prompt, completion, rewards, advantage, outcome) -> Row:
 
 
 def shorten(text: str, most: int) -> str:
-  """A text of about so many characters at most, each of them Unicode."""
+  """Cuts a text to about `most` characters, all of them valid Unicode."""
   if len(text) > most:
     head, tail = text[: most * 3 // 4], text[-most // 4 :]
     cut = len(text) - len(head) - len(tail)

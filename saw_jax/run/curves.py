@@ -45,7 +45,7 @@ class Curves:
     return jax.tree.map(lambda *x: np.stack(x), *found)
 
   def append(self, examples: Examples, bought, rates: np.ndarray) -> None:
-    """Goes on with the true rates `[N, P]` of the prompts with a label."""
+    """Appends the true rates `[N, P]` of the prompts with a label."""
     for n, p in np.argwhere(bought):
       known = self.of_seeds[n]["known"]
       known.setdefault(examples[n][p].key, []).append(float(rates[n, p]))

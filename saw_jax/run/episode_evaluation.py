@@ -120,7 +120,7 @@ def lay_out(transitions: list[Transition], made: Experiment) -> TrainBatch:
 def make_predictions(
   config: DecoderConfig,
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Makes the scores of predicted observations, `(params, batch) -> scores`."""
+  """Makes `(params, batch) -> scores` of predicted observations."""
   model = decoder.Decoder(config)
 
   def predictions(params, batch: TrainBatch, *, axis_name: str | None = None):

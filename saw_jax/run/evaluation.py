@@ -82,7 +82,8 @@ class Evaluator(BaseEvaluator):
     size, shards = self.config.batch_size, policy.lift.num_shards
     size = -(-min(size, len(self.examples)) // shards) * shards
     # Long prompts beside long ones: a batch is as wide as its longest.
-    sizes = list(map(self._encoder.size, self.examples))
+    lengths = [len(self._encoder.tokens(x)) for x in self.examples]
+    sizes = list(map(self._encoder.round_up, lengths))
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(order), size):
@@ -97,7 +98,7 @@ class Evaluator(BaseEvaluator):
         encoder=self._encoder,
       )
       result = rollouts.score(transcript, rows, self._workers, self._encoder)
-      if len(chosen) == size:  # In a small one, one that hangs may be most.
+      if len(chosen) == size:  # Of a few, one that hangs may be the most.
         rollouts.check_scored(result, rows, self._workers, self._encoder)
       found = {
         "rewards": result.rewards,
@@ -142,7 +143,7 @@ def average(
       mean = chosen.mean(dtype=np.float64) if chosen.size else np.nan
       values[component.name] = float(mean)
     values["total"] = sum(values.values())
-    # A reward may be called so; what is fully right is then in mean@k alone.
+    # A reward may have this name: then mean@k alone says what is fully right.
     values.setdefault("right", float(result["right"][n].mean()))
     values["ended"] = float(result["ended"][n].mean())
     values["unscored"] = float(1 - scored.mean())
@@ -235,7 +236,7 @@ def score_benchmarks(
 
 
 def _read(path: pathlib.Path, seeds: Sequence[int], step: int) -> Scores:
-  """What an earlier start has scored of the same policies."""
+  """The scores of the same policies that an earlier start has kept."""
   try:
     document = metrics.from_json(path.read_text(encoding="utf-8"))
     if document["step"] == step and document["seeds"] == list(seeds):

@@ -33,7 +33,7 @@ Results = dict[str, dict[str, np.ndarray]]
 
 
 class AnswerRun:
-  """What a run needs whose task has single answers."""
+  """What a run on single answers needs."""
 
   unit, turns = "responses", 1
   Evaluator: type[evaluation.BaseEvaluator] = evaluation.Evaluator
@@ -77,7 +77,7 @@ class AnswerRun:
 
 
 class EpisodeRun(AnswerRun):
-  """What a run needs whose task has episodes."""
+  """What a run on episodes needs."""
 
   Evaluator = episode_evaluation.EpisodeEvaluator
   Source = episode_source.Episodes

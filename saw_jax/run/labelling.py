@@ -336,7 +336,7 @@ class Desk:
     return labels
 
   def snapshot(self, step: int) -> dict[str, Any]:
-    """What a checkpoint after so many steps has of the ledger."""
+    """The ledger's entry in a checkpoint after so many steps."""
     return hosts.from_first(lambda: self.ledger.snapshot(step))
 
   def spending(self, bought: np.ndarray) -> Rows:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -20,7 +19,7 @@ from saw_jax.types import PyTree
 
 
 class Policy:
-  """One policy a seed, which start alike, where the lift keeps them.
+  """One policy for each seed, kept where the lift wants them; all start alike.
 
   `state` is what a step changes, and is donated to it. `base` is what adapters
   sit on, which no step changes, and `digest` is its checksum; both are None
@@ -49,13 +48,14 @@ class Policy:
     )
     self._weights = sampling_lib.Weights(self.lift, made.decoder)
     self.attach, self.base, self.digest = None, None, None
-    self._merged: tuple[Any, Any] = (None, None)  # parameters, and what of
+    self._merged = sampling_lib.Latest(lambda params: params)
     if lora.rank:
       STATE = parallel.STATE
       self.attach = functools.partial(lora_lib.attach, config=lora)
       merge = functools.partial(lora_lib.merge, config=lora)
-      self._merge_all = self.lift.wrap(merge, (STATE, STATE), (STATE,))
+      merge = self.lift.wrap(merge, (STATE, STATE), (STATE,))
       self.base = self.lift.place_params(self._stack(start))
+      self._merged = sampling_lib.Latest(functools.partial(merge, self.base))
       self.digest = checkpoint.digest(start)
       start = lora_lib.init_adapters(start, lora, made.decoder)
     state = update.create_state(
@@ -69,15 +69,10 @@ class Policy:
   @property
   def params(self) -> PyTree:
     """The parameters as the decoder takes them, adapters merged."""
-    if self.attach is None:
-      return self.state.params
-    adapters = self.state.params
-    if self._merged[1] is not adapters:
-      self._merged = (self._merge_all(self.base, adapters), adapters)
-    return self._merged[0]
+    return self._merged.of(self.state.params)
 
   def reference(self) -> PyTree:
-    """What a KL is to: the base, or a copy of the policy as it is now."""
+    """What a KL is measured to: the base, or a copy of the current policy."""
     return self.base or jax.tree.map(lambda x: x.copy(), self.state.params)
 
   @property
@@ -89,12 +84,12 @@ class Policy:
 
   def drop_merged(self) -> None:
     """Makes room for an update."""
-    self._merged = (None, None)
+    self._merged.drop()
     self._weights.drop()
 
   @functools.cached_property
   def engine(self) -> Engine:
-    """What samples from parameters of this shape; servers are looked at."""
+    """What samples from the policies; its servers are checked."""
     native = rollouts.Native(self.lift, self.decoder, self._weights)
     if not self.made.rollout.engine:
       return native

@@ -133,10 +133,6 @@ class Encoder:
       **options,
     )
 
-  def size(self, example: Example) -> int:
-    """The width of a batch in which this prompt is the longest."""
-    return self.round_up(len(self.tokens(example)))
-
   def round_up(self, size: int) -> int:
     return -(-size // self.config.prompt_multiple) * self.config.prompt_multiple
 

@@ -44,7 +44,7 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def whole(tree: PyTree) -> PyTree:
-  """Brings what other processes hold parts of here; all ask for the same."""
+  """Fetches what other processes hold parts of; all ask for the same."""
   return jax.tree.map(lambda x: fetch(x) if _is_elsewhere(x) else x, tree)
 
 
@@ -57,7 +57,7 @@ def add_up(tree: PyTree) -> PyTree:
 
 
 def gather(document: Any) -> list[Any]:
-  """What each process says, in JSON, by their numbers; all of them ask."""
+  """Collects by JSON what each process gives, in their order; all call."""
   if jax.process_count() == 1:
     return [document]
   said = np.frombuffer(json.dumps(document).encode(), np.uint8)
@@ -70,7 +70,7 @@ def gather(document: Any) -> list[Any]:
 
 
 def from_first(ask: Callable[[], Any]) -> Any:
-  """What the first process finds, in JSON; its error is that of all."""
+  """Tells all, by JSON, what the first process finds; so is its error."""
   if jax.process_count() == 1:
     return ask()
   found, error = None, None

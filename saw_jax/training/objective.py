@@ -82,7 +82,7 @@ def make_forward(
 def in_parts(
   fn: Callable[[PyTree, TrainBatch], PyTree], num_parts: int
 ) -> Callable[[PyTree, TrainBatch], PyTree]:
-  """Runs a function of rows on some at a time, packed in as many parts."""
+  """Runs a function of rows on one part of them after the other."""
 
   def parted(params: PyTree, batch: TrainBatch) -> PyTree:
     if num_parts == 1:

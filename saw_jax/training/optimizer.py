@@ -121,5 +121,5 @@ def round_at_random(x: Array, key: Array) -> Array:
   bits += jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
   bits &= jnp.uint32(0xFFFF0000)
   rounded = jax.lax.bitcast_convert_type(bits, jnp.float32)
-  # Of what is not finite the bits are not those of a number.
+  # Rounding the bits of infinity or NaN would make another number of them.
   return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)

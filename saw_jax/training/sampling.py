@@ -82,7 +82,7 @@ def parted(lift: parallel.Lift, params: PyTree) -> tuple[dict, PyTree]:
 
 
 def _bring(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-  """Copies an array to other devices, if it is to be there."""
+  """Copies an array to other devices, if it belongs there."""
   place = like.sharding
   if x.sharding.device_set == place.device_set:
     return x
@@ -158,7 +158,24 @@ def copier(wanted: tuple[jax.ShapeDtypeStruct, ...]) -> Callable:
   return jax.jit(copy, out_shardings=tuple(like.sharding for like in wanted))
 
 
-class Weights:
+class Latest:
+  """Makes something of parameters, and keeps it until others are asked of."""
+
+  def __init__(self, make: Callable[[PyTree], PyTree]):
+    self._make = make
+    self._held: tuple[PyTree, PyTree] = (None, None)  # and what it is made of
+
+  def of(self, params: PyTree) -> PyTree:
+    held = self._held  # Threads of actors have versions of their own.
+    if held[1] is not params:
+      self._held = held = self._make(params), params
+    return held[0]
+
+  def drop(self) -> None:
+    self._held = (None, None)
+
+
+class Weights(Latest):
   """Holds the copy of the version that was sampled from last.
 
   Parameters are those of `learner`, which by default is the sampler's own lift.
@@ -170,18 +187,8 @@ class Weights:
     config: DecoderConfig,
     learner: parallel.Lift | None = None,
   ):
-    self._lay_out = functools.partial(lay_out, lift, config)
-    self._share = learner.share if learner else lambda params: params
-    self._held: tuple[PyTree, PyTree] = (None, None)  # a copy, and what of
-
-  def of(self, params: PyTree) -> PyTree:
-    held = self._held  # Threads of actors have versions of their own.
-    if held[1] is not params:
-      self._held = held = self._lay_out(self._share(params)), params
-    return held[0]
-
-  def drop(self) -> None:
-    self._held = (None, None)
+    share = learner.share if learner else lambda params: params
+    super().__init__(lambda params: lay_out(lift, config, share(params)))
 
 
 def wrap(
@@ -223,7 +230,7 @@ def _numbered(sample: Callable) -> Callable:
 
 
 def _rules_that_fit(config: DecoderConfig, parts: int) -> tuple:
-  """Those of sampling, but that what does not divide evenly is whole.
+  """The rules of sampling; what does not divide evenly is whole.
 
   Padded parts are sent from neighbour to neighbour over the whole mesh, in
   which loops of shards end at different times.
@@ -237,7 +244,7 @@ def _rules_that_fit(config: DecoderConfig, parts: int) -> tuple:
 
 
 def on_shards(fn: Callable, count: int = 2) -> Callable:
-  """Runs a sampler of `count` kinds of rows on each shard's, of the mesh."""
+  """Runs a sampler, `count` of whose arguments are rows, on each shard."""
   axes = "data", "fsdp"
   rows = PartitionSpec(axes)
   return jax.shard_map(

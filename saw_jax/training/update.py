@@ -174,7 +174,7 @@ def make_update(
       metrics["step_size"] = factor
     new = optax.apply_updates(state.params, updates), opt_state
     if can_overflow:
-      # A parameter of 1e19, whose square is none, is as lost as infinity.
+      # A parameter of 1e19, whose square overflows, is as lost as infinity.
       size = optax.tree.norm(jax.tree.map(reductions.at_least_float32, new[0]))
       looked_at = (size, *jax.tree.leaves(opt_state))
       finite &= jnp.stack([jnp.isfinite(x).all() for x in looked_at]).all()
