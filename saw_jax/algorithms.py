@@ -357,7 +357,7 @@ def make_method(
   loss = resolve(config.loss, options, LOSSES, "loss", aggregate=aggregate)
 
   kl, in_reward, term = config.kl, None, objective.Term
-  terms = {"policy": objective.policy(loss, ratio_to=config.ratio_to)}
+  terms: dict[str, objective.Term] = {}  # beside the policy's
   if config.entropy_coefficient:
     size = schedule(config.entropy_coefficient)
     terms["entropy"] = term(objective.entropy, size)
@@ -413,12 +413,13 @@ def with_loss(
   arguments say (`objective.policy`, also for `ratio_to`), and it is recorded.
   All else of the method stays: advantages, weights, and the other terms.
   """
-  term = objective.policy(loss, ratio_to=ratio_to)
+  terms = {"policy": objective.policy(loss, ratio_to=ratio_to)}
+  terms |= {k: x for k, x in method.terms.items() if k != "policy"}
   needs = objective.recorded_log_probs(loss)
   if ratio_to == "behave":
     needs = ("behave_log_probs",)
   return method._replace(
-    terms={**method.terms, "policy": term},
+    terms=terms,
     needs_old="old_log_probs" in needs,
     needs_behave=any(
       ("behave_log_probs" in needs, method.keep, method.step_size)
