@@ -172,7 +172,7 @@ class Encoder:
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
 
 
-@functools.lru_cache(maxsize=1)  # also of checks, which have no policy
+@functools.lru_cache(maxsize=1)  # shared with checks
 def encoder_of(tokenizer: Tokenizer, config: RolloutConfig) -> Encoder:
   """The encoder that all parts of a run share."""
   return Encoder(tokenizer, config)
@@ -302,9 +302,7 @@ def score(
   )
   for component, limit in grader.token_limits.items():
     rewards[lengths > limit, component] = 0.0
-  scored = (
-    scored.astype(bool) & (lengths > 0)[..., None]
-  )  # No token: the engine failed.
+  scored = scored.astype(bool) & (lengths > 0)[..., None]  # The engine failed.
   return rollout._replace(rewards=rewards, scored=scored, outcomes=outcomes)
 
 

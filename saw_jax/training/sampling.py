@@ -159,7 +159,7 @@ def copier(wanted: tuple[jax.ShapeDtypeStruct, ...]) -> Callable:
 
 
 class Latest:
-  """Makes something of parameters, and keeps it until others are asked of."""
+  """Keeps what was made of the parameters that were asked of last."""
 
   def __init__(self, make: Callable[[PyTree], PyTree]):
     self._make = make
