@@ -109,10 +109,10 @@ def main() -> None:
   # The parts of a batch are alike, and nothing but shapes is read.
   pack = batch_lib.pack_rows
 
-  def pack_a_part(batch, layout):
-    K = layout.num_microbatches
+  def pack_a_part(batch, length, *, num_microbatches, **how):
+    K = num_microbatches
     part = jax.tree.map(lambda x: x[:, : x.shape[1] // K], batch)
-    one = pack(part, dataclasses.replace(layout, num_microbatches=1)).packing
+    one = pack(part, length, **how).packing
     packing = jax.tree.map(
       lambda x: np.broadcast_to(x[:, :1], (1, K * x.shape[1], *x.shape[2:])),
       one,
