@@ -29,12 +29,6 @@ def test_a_checkpoint_is_restored_and_evaluated(tmp_path):
     experiment_lib.restore(made, 1, tmp_path / "elsewhere")
 
 
-def test_a_start_without_samples_is_scored_greedily():
-  made = helpers.experiment(evaluation={"samples": 0})
-  policy = experiment_lib.Policy(made, 1)
-  assert set(experiment_lib.evaluate(policy)) == {"greedy"}
-
-
 def test_answers_cannot_be_played():
   with pytest.raises(ValueError, match="single answers"):
     experiment_lib.kind_of(helpers.experiment()).play(None)

@@ -6,14 +6,13 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import strategies as st
 
 from saw_jax.models import decoder
 from saw_jax.rollout import transcript as transcript_lib
 from saw_jax.training import batch as batch_lib
-from saw_jax.training import objective, update
+from saw_jax.training import objective
 from tests import helpers
 
 PAD, PROMPT, POLICY = 0, 1, 2
@@ -96,24 +95,6 @@ class TestTakeRows:
       np.testing.assert_array_equal(taken.starts, [groups, groups + 4])
     with pytest.raises(ValueError, match="12 rows do not split into 5"):
       batch_lib.take_rows(batch, 0, 5)
-
-
-class TestStates:
-  def state(self, seed):
-    params = {"a": jnp.full((2, 5), seed), "b": {"c": jnp.array([seed, 7.0])}}
-    made = update.create_state(params, optax.adam(1e-3), num_components=4)
-    assert made.step == 0 and made.step.dtype == jnp.int32
-    np.testing.assert_array_equal(made.weights, [0.25] * 4)
-    return made.replace(step=jnp.int32(10 * seed))
-
-  def test_a_seed_is_taken_out_as_it_was_stacked(self):
-    states = [self.state(float(seed)) for seed in (1, 2, 3)]
-    stacked = update.stack_states(states)
-    np.testing.assert_array_equal(stacked.step, [10, 20, 30])
-    assert stacked.weights.shape == (3, 4)
-    for index, expected in enumerate(states):
-      found = update.take_seed(stacked, index)
-      jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def stacked(batch):
