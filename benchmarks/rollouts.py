@@ -116,7 +116,7 @@ def settings(ends: int, slots: int | None, share: float) -> GenerateConfig:
     page_size=PAGE if share else 0,
   )
   if slots and not share:
-    assert refill.slots(config, PROMPTS, SIZE) == (slots, PROMPTS)
+    assert refill.slots(config, PROMPTS, SIZE) == (slots, PROMPTS, 0)
   return config
 
 

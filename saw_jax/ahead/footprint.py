@@ -93,13 +93,13 @@ class Sizes(NamedTuple):
     why no kernel reads them.
     """
     settings, prompts, size = asked = self.asked(shards)
-    slots, held = refill.slots(*asked)
+    slots, held, pages = refill.slots(*asked)
     p, T = settings.page_size, settings.max_new_tokens
-    pages, full, apart = 0, slots, ""
+    full, apart = slots, ""
     if p and refill.fits(*asked):
       apart = "all rows have room at once"
-    elif p and (room := paged.room(*asked)):
-      pages, own = room[-1], -(-(size + T - 1) // p) - size // p
+    elif pages:
+      own = -(-(size + T - 1) // p) - size // p
       full = min(slots, (pages - prompts * -(-size // p)) // own)
       windows = self.made.decoder.windows or (0,)
       lacks = functools.partial(paged_lib.kernel_lacks, self.made.decoder, p)

@@ -215,6 +215,18 @@ def attend_causally(
   )
 
 
+def masks(
+  config: DecoderConfig, seen_BST: Array, at_BS: Array, at_BT: Array
+) -> list[Array]:
+  """What queries at some positions see of keys at others, in each layer."""
+  return [
+    seen_BST & (at_BS[:, :, None] - at_BT[:, None, :] < window)
+    if 0 < window < at_BT.shape[1]
+    else seen_BST
+    for window in config.windows or (0,) * config.num_layers
+  ]
+
+
 @flax.struct.dataclass
 class Rows:
   """A `Mixer` of whole rows, under a mask."""

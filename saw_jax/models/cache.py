@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from saw_jax.models import attention
 from saw_jax.models.config import DecoderConfig
 from saw_jax.types import Array
 
@@ -31,6 +32,20 @@ class KVCache:
   @property
   def size(self) -> int:
     return self.positions.shape[-1]
+
+  def mixers(
+    self, config: DecoderConfig, positions_BS: Array, valid_BS: Array
+  ) -> tuple[list[attention.Filled], "KVCache"]:
+    """What new tokens see in each layer, and the cache that knows of them."""
+    S, write = positions_BS.shape[1], jax.lax.dynamic_update_slice
+    at_BS = jnp.where(valid_BS, positions_BS, EMPTY)
+    at_BT = write(self.positions, at_BS, (0, self.index))
+    seen_BST = at_BT[:, None, :] > EMPTY
+    if S > 1:  # Nothing in a cache comes after its last token.
+      seen_BST = (at_BS[:, :, None] >= at_BT[:, None, :]) & seen_BST
+    masks = attention.masks(config, seen_BST, at_BS, at_BT)
+    cache = self.replace(positions=at_BT, index=self.index + S)
+    return [attention.Filled(mask, self.index) for mask in masks], cache
 
 
 def init_cache(config: DecoderConfig, batch_size: int, size: int) -> KVCache:

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from saw_jax.models import attention, kernels, paged
-from saw_jax.models import cache as cache_lib
+from saw_jax.models import attention, kernels
 from saw_jax.models.attention import RMSNorm, declare, project
 from saw_jax.models.cache import KVCache
 from saw_jax.models.config import DecoderConfig
@@ -131,58 +130,41 @@ class Decoder(nn.Module):
 
     x_BSD = jnp.take(embedding_VD.astype(c.dtype), tokens_BS, axis=0)
     x_BSD = nn.with_logical_constraint(x_BSD, ("batch", "length", "embed"))
-    mixers, held = self._look(positions_BS, valid_BS, cache, segment_ids)
+    layer_caches = None
+    if cache is None:
+      mixers = self._mixers(valid_BS, segment_ids)
+    else:
+      layer_caches = cache.keys, cache.values
+      mixers, cache = cache.mixers(c, positions_BS, valid_BS)
     rotary = attention.rotary_tables(positions_BS, c)
     rotated = c.rotated or (True,) * c.num_layers
     places = [
       (rotary if rotates else None, mixer)
       for rotates, mixer in zip(rotated, mixers, strict=True)
     ]
-    layer_caches = cache and (cache.keys, cache.values)
     x_BSD, layer_caches = self._layers(x_BSD, layer_caches, places)
     x_BSD = RMSNorm(c, name="final_norm")(x_BSD)
-    if held is not None:
-      held = held.replace(keys=layer_caches[0], values=layer_caches[1])
-    return x_BSD, held
+    if cache is not None:
+      cache = cache.replace(keys=layer_caches[0], values=layer_caches[1])
+    return x_BSD, cache
 
-  def _look(
-    self, positions_BS, valid_BS, cache, segment_ids
-  ) -> tuple[list[attention.Mixer], KVCache | PagedCache | None]:
-    """What the tokens see in each layer, and the cache with their positions."""
-    c, S = self.config, positions_BS.shape[1]
-    windows = c.windows or (0,) * c.num_layers
-    if isinstance(cache, PagedCache):
-      return paged.readers(c, cache), cache
-    if cache is None and (kernel := kernels.choose(c)):
+  def _mixers(self, valid_BS, segment_ids) -> list[attention.Mixer]:
+    """What the tokens of whole rows see in each layer."""
+    c = self.config
+    if kernel := kernels.choose(c):
       if segment_ids is None:
         segment_ids = valid_BS.astype(jnp.int32)
-      return [kernel(segment_ids, window) for window in windows], None
-    # Positions of queries [B, S] and keys [B, T]; one row where all are alike.
-    stands_BS = stands_BT = jnp.arange(S)[None]
-    make = attention.Rows
-    if segment_ids is not None:
-      seen_BST = segment_ids[:, None, :] > 0
-      seen_BST &= segment_ids[:, None, :] == segment_ids[:, :, None]
-    elif cache is None:
-      seen_BST = valid_BS[:, None, :]
+      windows = c.windows or (0,) * c.num_layers
+      return [kernel(segment_ids, window) for window in windows]
+    if segment_ids is None:
+      seen_BSS = valid_BS[:, None, :]
     else:
-      make = functools.partial(attention.Filled, index=cache.index)
-      stands_BS = jnp.where(valid_BS, positions_BS, cache_lib.EMPTY)
-      write = jax.lax.dynamic_update_slice
-      stands_BT = write(cache.positions, stands_BS, (0, cache.index))
-      seen_BST = stands_BT[:, None, :] > cache_lib.EMPTY
-    # Nothing in a cache comes after a single new token, which sees all of it.
-    if cache is None or S > 1:
-      seen_BST = (stands_BS[:, :, None] >= stands_BT[:, None, :]) & seen_BST
-    if cache is not None:
-      cache = cache.replace(positions=stands_BT, index=cache.index + S)
-    masks = [
-      seen_BST & (stands_BS[:, :, None] - stands_BT[:, None, :] < window)
-      if 0 < window < stands_BT.shape[1]
-      else seen_BST
-      for window in windows
-    ]
-    return list(map(make, masks)), cache
+      seen_BSS = segment_ids[:, None, :] > 0
+      seen_BSS &= segment_ids[:, None, :] == segment_ids[:, :, None]
+    order_1S = jnp.arange(seen_BSS.shape[-1])[None]
+    seen_BSS = (order_1S[:, :, None] >= order_1S[:, None, :]) & seen_BSS
+    masks = attention.masks(c, seen_BSS, order_1S, order_1S)
+    return list(map(attention.Rows, masks))
 
   def _layers(self, x_BSD, layer_caches, places: list[attention.Place]):
     c, layer = self.config, Layer

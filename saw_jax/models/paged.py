@@ -30,6 +30,18 @@ class PagedCache:
   table: Array  # int32 [B, M]; any page where a row has none
   lengths: Array  # int32 [B], with the token that is read; 0: no row
 
+  def mixers(
+    self, config: DecoderConfig, *_: Array
+  ) -> tuple[list["Pages"], "PagedCache"]:
+    """How each layer reads the pages, where this is traced."""
+    size = self.keys[0].shape[2]
+    windows = config.windows or (0,) * config.num_layers
+    readers = [
+      Pages(self.table, self.lengths, x, not kernel_lacks(config, size, x))
+      for x in windows
+    ]
+    return readers, self
+
 
 def init_cache(
   config: DecoderConfig, num_pages: int, page_size: int, table: Array
@@ -178,12 +190,3 @@ def kernel_lacks(config: DecoderConfig, page_size: int, window: int) -> str:
     "layers have windows": window > 0,
   }
   return next((reason for reason, is_so in reasons.items() if is_so), "")
-
-
-def readers(config: DecoderConfig, cache: PagedCache) -> list[Pages]:
-  """How each layer reads the pages, where this is traced."""
-  known, size = (cache.table, cache.lengths), cache.keys[0].shape[2]
-  return [
-    Pages(*known, window, not kernel_lacks(config, size, window))
-    for window in config.windows or (0,) * config.num_layers
-  ]

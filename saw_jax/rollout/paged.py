@@ -71,7 +71,7 @@ class Paged(Sampler):
     loop = self._read()
     # A gather reads what the longest row might have: each stage is compiled.
     ends = [S + max(1, T - 1)]
-    readers = paged_lib.readers(self._decoder, loop.cache)
+    readers, _ = loop.cache.mixers(self._decoder)
     if T > 1 and not all(reader.kernel for reader in readers):
       ends = [S + bound for bound in generate_lib.stages(S, T)]
 

@@ -65,10 +65,9 @@ def make_generate(
     *_, P, S = prompts.tokens.shape
     if fits(config, P, S):
       return at_once(params, prompts, row_keys)
-    kind, room = _Ring, slots(config, P, S)
-    if found := paged.room(config, P, S):
-      kind, room = paged.Paged, found
-    sampler = kind(decoder_config, config, *room)
+    *sizes, num_pages = slots(config, P, S)
+    kind = paged.Paged if num_pages else _Ring
+    sampler = kind(decoder_config, config, *sizes, num_pages)
     if not lanes:
       return sampler(params, prompts, row_keys)
     return jax.lax.map(lambda own: sampler(*own), (params, prompts, row_keys))
@@ -86,8 +85,8 @@ def fits(config: GenerateConfig, num_prompts: int, size: int) -> bool:
 
 def slots(
   config: GenerateConfig, num_prompts: int, size: int
-) -> tuple[int, int]:
-  """How many rows are sampled, and prompts held, at one time.
+) -> tuple[int, int, int]:
+  """How many rows are sampled and prompts held at one time, and the pages.
 
   The prompts are all held where they take a quarter of the cache at most;
   else as many as the slots hold groups.
@@ -95,9 +94,9 @@ def slots(
   rows, budget = num_prompts * config.group_size, config.cache_tokens
   width = size + max(1, config.max_new_tokens - 1)
   if fits(config, num_prompts, size):
-    return rows, num_prompts
+    return rows, num_prompts, 0
   if found := paged.room(config, num_prompts, size):
-    return found[:2]
+    return found
   held = num_prompts
   if 4 * num_prompts * size > budget:
     found = int(budget / (width + size / config.group_size))
@@ -107,7 +106,7 @@ def slots(
       f"rollout.cache_tokens is {budget:,}: a prompt of {size:,} tokens and "
       f"its response of {config.max_new_tokens:,} take {width + size:,}"
     )
-  return min(found, rows), min(held, num_prompts)
+  return min(found, rows), min(held, num_prompts), 0
 
 
 class _Ring(Sampler):

@@ -204,7 +204,7 @@ ENTRY %main (x: bf16[64]) -> u32[] {{
 def test_a_sampler_reads_prompts_once_for_their_rows():
   params, prompts, keys = jax.tree.map(lambda x: x[0], seeds_of(1))
   settings = dataclasses.replace(SETTINGS, cache_tokens=60)
-  assert refill.slots(settings, 8, 5) == (4, 1)
+  assert refill.slots(settings, 8, 5) == (4, 1, 0)
   fn = refill.make_generate(CONFIG, settings)
   text = jax.jit(fn).lower(params, prompts, keys).compile().as_text()
   module = hlo.Module(text, 1, steps=100, reads=8)

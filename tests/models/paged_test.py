@@ -90,7 +90,7 @@ def test_the_kernel_is_the_gather_up_to_bfloat16():
 def test_the_kernel_is_used_where_it_can_be(changes, size, kernels):
   config = dataclasses.replace(CONFIG, **changes)
   cache = paged.init_cache(config, 3, size, jnp.zeros((2, 2), jnp.int32))
-  assert [x.kernel for x in paged.readers(config, cache)] == kernels
+  assert [x.kernel for x in cache.mixers(config)[0]] == kernels
 
 
 def test_prompts_are_written_from_their_first_token_on():

@@ -99,7 +99,7 @@ def test_slots_and_pages_fill_the_room(budget, size, expected):
   settings = GenerateConfig(11, 3, EOS, cache_tokens=budget, page_size=size)
   assert paged.room(settings, 4, S) == expected
   # Without room for all prompts, slots are what they are without pages.
-  assert refill.slots(settings, 4, S) == (expected[:2] if expected else (3, 1))
+  assert refill.slots(settings, 4, S) == (expected or (3, 1, 0))
 
 
 def test_a_page_has_one_owner():

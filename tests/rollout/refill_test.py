@@ -11,7 +11,14 @@ from saw_jax.rollout import generate, refill, transcript
 from saw_jax.rollout.generate import GenerateConfig
 from saw_jax.rollout.sampling import SamplingConfig
 from tests import helpers
-from tests.rollout.generate_test import CONFIG, EOS, IDS, PROMPTS, params_of
+from tests.rollout.generate_test import (
+  CONFIG,
+  EOS,
+  IDS,
+  PROMPTS,
+  assert_same,
+  params_of,
+)
 
 S = 5  # the longest prompt
 
@@ -20,17 +27,6 @@ def prompts_of(count):
   chosen = [k % len(PROMPTS) for k in range(count)]
   ids = [IDS[i] + 100 * k for k, i in enumerate(chosen)]
   return transcript.pad_prompts([PROMPTS[i] for i in chosen], ids=ids)
-
-
-def assert_same(found, expected):
-  """Tokens to the last one, and log-probs up to rounding."""
-  for name in ("tokens", "roles", "starts", "ends", "group_ids"):
-    values = getattr(found, name), getattr(expected, name)
-    np.testing.assert_array_equal(*values, err_msg=name)
-  for name in ("behave_log_probs", "entropies"):
-    values = getattr(found, name), getattr(expected, name)
-    if values != (None, None):
-      np.testing.assert_allclose(*values, rtol=0, atol=1e-5, err_msg=name)
 
 
 def at_once(num_prompts, *, config=CONFIG, sampled=None, **changes):
@@ -47,7 +43,7 @@ def compare(num_prompts, held, num_slots, *, config=CONFIG, **changes):
   """Samples both ways; returns the completions' lengths."""
   settings, asked, expected = at_once(num_prompts, config=config, **changes)
   few = dataclasses.replace(settings, cache_tokens=1)
-  with mock.patch.object(refill, "slots", lambda *_: (num_slots, held)):
+  with mock.patch.object(refill, "slots", lambda *_: (num_slots, held, 0)):
     found = refill.make_generate(config, few)(*asked)
   assert_same(found, expected)
   return np.asarray(found.completion_lengths)
@@ -138,7 +134,7 @@ def test_each_lane_is_a_call_of_its_own():
 )
 def test_slots_and_prompts_fill_the_room(budget, expected):
   settings = GenerateConfig(11, 3, EOS, cache_tokens=budget)
-  assert refill.slots(settings, 4, S) == expected
+  assert refill.slots(settings, 4, S) == (*expected, 0)
 
 
 def test_too_little_room_is_said():
