@@ -15,6 +15,8 @@ from saw_jax.rollout.generate import GenerateConfig
 # (path, document to post; None: get) -> what the server says
 Ask = Callable[..., Any]
 Document = dict[str, Any]
+# What reading an answer of another form raises.
+ODD = (AttributeError, LookupError, TypeError, ValueError)
 
 
 class Facts(NamedTuple):

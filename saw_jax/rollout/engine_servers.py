@@ -281,7 +281,7 @@ class Servers(Engine):
         self._figures["asked_again"] += 1
         server.leave(failure)
         continue
-      except (LookupError, TypeError, ValueError) as error:
+      except dialects.ODD as error:
         fault = f"no response of the known form ({error!r})"
       finally:
         del call.running[name]

@@ -104,7 +104,7 @@ class Server:
       raise EngineError(f"there is a server, and none of {known}")
     except EngineError as error:
       raise EngineError(f"rollout.engine, {self.url}: {error}") from None
-    except (asking.Failure, LookupError, TypeError) as error:
+    except (asking.Failure, *dialects.ODD) as error:
       raise EngineError(
         f"rollout.engine: no inference engine answers at {self.url} ({error}): "
         "start it first, or say where it is"
@@ -135,7 +135,7 @@ class Server:
         f"rollout.engine: {self.url}{self.dialect.generate} answers {error}: "
         "vLLM has it with --enable-scale-out"
       ) from None
-    except (asking.Failure, LookupError, TypeError, ValueError) as error:
+    except (asking.Failure, *dialects.ODD) as error:
       said = f"{self.url} samples nothing: {quote(error)}"
       raise EngineError(f"rollout.engine: {said}") from None
     return "processed" if abs(alone) < 1e-3 else "tempered"

@@ -146,6 +146,15 @@ class TestFaults:
     assert figures["engine/wrong"] == 1 and figures["engine/unscored"] == 0
     assert said in caplog.text
 
+  def test_an_answer_of_no_known_form_is_too(self, tmp_path, caplog):
+    fake = engine_fake.Fake("sglang")
+    broken = lambda answer: answer | {"meta_info": None}  # noqa: E731
+    fake.faults = [lambda x: x] * 4 + [broken]
+    _, _, figures = sample(experiment(fake), tmp_path)
+    assert figures["engine/wrong"] == 1 and figures["engine/unscored"] == 0
+    assert "no response of the known form" in caplog.text
+    fake.stop()
+
   def test_a_row_by_other_weights_is_asked_again(self, fake, tmp_path):
     def fault(answer):
       answer["choices"][0]["weight_versions"][0]["version"] = "another"

@@ -237,8 +237,8 @@ class Pretrained(NamedTuple):
   # to change.
   config: DecoderConfig
   document: Mapping[str, Any]  # what its `config.json` has, or would have
-  # (config=, shardings=None) -> weights, see `weights.load_params`; dtypes and
-  # whether layers are scanned may be those of another config.
+  # (config=, shardings=None) -> weights, see `load_params`; dtypes and whether
+  # layers are scanned may be those of another config.
   load: Callable[..., dict]
 
 

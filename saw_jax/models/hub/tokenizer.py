@@ -216,8 +216,8 @@ def open_tokenizer(
       raise ValueError(f"{own}: {error}") from error
   template = template if isinstance(template, str) else None
   tokens = {}
-  for role in _ROLES:
-    for document in (read("special_tokens_map.json"), settings):
+  for document in (read("special_tokens_map.json"), settings):
+    for role in _ROLES:
       token = document.get(role)
       token = token.get("content") if isinstance(token, Mapping) else token
       if isinstance(token, str):
