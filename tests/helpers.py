@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec
 
-from saw_jax import algorithms
+from saw_jax import algorithms, naming
 from saw_jax import tokenizer as tokenizer_lib
 from saw_jax.models import decoder
 from saw_jax.models.config import DecoderConfig
@@ -57,6 +59,18 @@ def logits(config, params, tokens, positions=None, valid=None):
     {"params": params}, tokens, positions, valid
   )
   return hidden @ decoder.head_kernel(params, config)
+
+
+@contextlib.contextmanager
+def lacking(extra, *modules):
+  """Inside, modules are not installed, and the error names the extra."""
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(
+      pytest.raises(ImportError, match=re.escape(f"saw_jax[{extra}]"))
+    )
+    for name in modules:
+      stack.enter_context(naming.standing_in(name, None))
+    yield
 
 
 def over_devices(f, *arrays, joined=True):

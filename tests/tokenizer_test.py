@@ -1,5 +1,4 @@
 import pickle
-import sys
 
 import hypothesis
 import pytest
@@ -10,6 +9,7 @@ from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.run import registry
 from saw_jax.tasks.math.task import PIECES
 from saw_jax.tasks.tool_calling.task import VOCABULARY
+from tests import helpers
 
 settings = hypothesis.settings(max_examples=200, derandomize=True)
 MARKERS = (tokenizer.PAD, tokenizer.IM_START, tokenizer.IM_END)
@@ -102,9 +102,8 @@ def test_a_file_without_the_markers_is_an_error(tmp_path):
     tokenizer.BPETokenizer(VOCABULARY, eos=("<end>",))
 
 
-def test_a_missing_library_is_named(monkeypatch):
-  monkeypatch.setitem(sys.modules, "tokenizers", None)
-  with pytest.raises(ImportError, match="hf"):
+def test_a_missing_library_is_named():
+  with helpers.lacking("hf", "tokenizers"):
     tokenizer.BPETokenizer(VOCABULARY)
 
 

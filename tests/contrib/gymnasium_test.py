@@ -8,7 +8,7 @@ import pytest
 from saw_jax import tokenizer
 from saw_jax.run import registry
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
-from tests import agent_helpers
+from tests import agent_helpers, helpers
 from tests.agent_helpers import play
 
 pytest.importorskip("gymnasium")
@@ -136,9 +136,8 @@ def test_a_mistake_is_named(options, word):
     make(**options)
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch):
-  monkeypatch.setitem(sys.modules, "gymnasium", None)
-  with pytest.raises(ImportError, match=r"saw_jax\[gymnasium\]"):
+def test_without_the_package_the_extra_is_named():
+  with helpers.lacking("gymnasium", "gymnasium"):
     make()
 
 

@@ -4,7 +4,6 @@
 """
 
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -119,10 +118,9 @@ def test_a_chat_is_encoded_as_in_training(name):
   assert lm_eval.encode(tokenizer, "a\x03b") == tokenizer.encode("a\x03b")
 
 
-def test_without_the_extra_the_error_names_it(monkeypatch):
-  monkeypatch.setitem(sys.modules, "lm_eval", None)
+def test_without_the_extra_the_error_names_it():
   lm_eval.model_class.cache_clear()
-  with pytest.raises(ImportError, match="saw_jax.lm-eval"):
+  with helpers.lacking("lm-eval", "lm_eval"):
     lm_eval.evaluate("no run")
 
 

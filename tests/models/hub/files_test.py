@@ -3,12 +3,12 @@
 import json
 import pathlib
 import struct
-import sys
 
 import numpy as np
 import pytest
 
 from saw_jax.models.hub import files as hub_files
+from tests import helpers
 
 rng = np.random.default_rng(0)
 TENSORS = {
@@ -137,13 +137,11 @@ def test_a_header_that_makes_no_sense(tmp_path, header):
     hub_files.read_header(path)
 
 
-def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("use", [hub_files.read_headers, write])
+def test_without_the_package_the_extra_is_named(tmp_path, use):
   write(tmp_path)
-  monkeypatch.setitem(sys.modules, "safetensors", None)
-  with pytest.raises(ImportError, match="hf"):
-    hub_files.read_headers(tmp_path)
-  with pytest.raises(ImportError, match="hf"):
-    write(tmp_path)
+  with helpers.lacking("hf", "safetensors"):
+    use(tmp_path)
 
 
 def test_shards_that_are_not_as_their_index_has_them(tmp_path):

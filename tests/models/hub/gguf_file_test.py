@@ -1,7 +1,6 @@
 """Tests of GGUF files, written with the `gguf` library as llama.cpp does."""
 
 import dataclasses
-import sys
 
 import chex
 import jax
@@ -10,6 +9,7 @@ import pytest
 
 from saw_jax.models import config as config_lib
 from saw_jax.models.hub import gguf_file, pretrained
+from tests import helpers
 
 gguf = pytest.importorskip("gguf")
 
@@ -206,10 +206,9 @@ def test_what_the_decoder_cannot_use(tmp_path):
   assert "'blk.0.other' is quantised as I32" in refusal(path)
 
 
-def test_the_library_is_named(tmp_path, monkeypatch):
+def test_the_library_is_named(tmp_path):
   write(tmp_path / "x.gguf", "llama")
-  monkeypatch.setitem(sys.modules, "gguf", None)
-  with pytest.raises(ImportError, match="gguf"):
+  with helpers.lacking("gguf", "gguf"):
     pretrained.open_checkpoint(tmp_path / "x.gguf")
 
 
