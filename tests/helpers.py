@@ -123,9 +123,9 @@ def experiment(**changes) -> sections.Experiment:
   """Makes an experiment on `Letters` that steps in milliseconds."""
   tokenizer = tokenizer_lib.ByteTokenizer()
   task = changes.pop("task", Letters())
-  algorithm = changes.pop(
-    "algorithm", algorithms.AlgorithmConfig(advantage="gdpo", weights="saw")
-  )
+  algorithm = changes.pop("algorithm", {"advantage": "gdpo", "weights": "saw"})
+  if isinstance(algorithm, dict):
+    algorithm = algorithms.AlgorithmConfig(**algorithm)
   ends = np.array([(c.minimum, c.maximum) for c in task.components])
   made = sections.Experiment(
     task=task,

@@ -237,10 +237,8 @@ on_each_lift = pytest.mark.parametrize("lift", ["seeded", *SLOW])
 
 @on_each_lift
 def test_multipliers_go_from_step_to_step(lift):
-  options = {"targets": (None, 0.9)}
-  algorithm = algorithms.AlgorithmConfig(
-    advantage="mo_grpo", weights="dual", weights_options=options
-  )
+  algorithm = {"advantage": "mo_grpo", "weights": "dual"}
+  algorithm["weights_options"] = {"targets": (None, 0.9)}
   made = helpers.experiment(algorithm=algorithm, parallel={"lift": lift})
   one = helpers.make_learner(made)
   assert one.policy.state.step.sum() == 0
@@ -745,15 +743,8 @@ def test_a_factor_is_of_the_update_and_not_of_the_gradient():
 @on_each_lift
 def test_a_run_knows_how_old_its_answers_are(lift, tmp_path):
   """Lags, masks and step sizes of a queue, through a learner of the decoder."""
-  algorithm = algorithms.AlgorithmConfig(
-    loss="a3po",
-    advantage="dr_grpo",
-    loss_options={
-      "keep": "m2po",
-      "step_size": "effective",
-      "gradient_cosine": True,
-    },
-  )
+  options = dict(keep="m2po", step_size="effective", gradient_cosine=True)
+  algorithm = dict(loss="a3po", advantage="dr_grpo", loss_options=options)
   made = helpers.experiment(
     algorithm=algorithm,
     asynchronous={"protocol": "fixed_lag", "lag": 2},

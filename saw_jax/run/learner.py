@@ -143,14 +143,13 @@ class Learner:
     policy, loop = self.policy, self._loop
     apart = self._apart(batch)
     policy.drop_merged()
-    updates, padding = [], []
+    updates = []
     for part in range(loop.num_minibatches):
       rows = batch_lib.take_rows(batch, part, loop.num_minibatches)
       rows = self.packed(rows, loop.num_microbatches)
-      padding.append(rows.padded_share())
       given = policy.state, rows, policy.base
       policy.state, values = self.programs["update"](*given)
-      updates.append(values)
+      updates.append({**values, "padding": rows.padded_share()})
     updates = hosts.fetch(updates)
     self.clock.lap("update")
     rows, self.faults = [], []
@@ -159,7 +158,6 @@ class Learner:
         name: float(np.mean([values[name][n] for values in updates]))
         for name in updates[0]
       }
-      row["padding"] = float(np.mean([share[n] for share in padding]))
       if "sampler_mismatch" in row:
         # Only the first update starts from the sampler's own parameters.
         row["sampler_mismatch"] = float(updates[0]["sampler_mismatch"][n])

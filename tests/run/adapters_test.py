@@ -101,10 +101,8 @@ class TestLearner:
   @pytest.mark.parametrize("lift", parallel.LIFTS)
   def test_the_reference_is_the_base_which_stays_as_it_is(self, lift):
     kl = algorithms.KLConfig(placement="loss", coefficient=0.1)
-    made = experiment(
-      algorithm=algorithms.AlgorithmConfig(advantage="grpo", kl=kl),
-      parallel={"lift": lift},
-    )
+    algorithm = {"advantage": "grpo", "kl": kl}
+    made = experiment(algorithm=algorithm, parallel={"lift": lift})
     learner = helpers.make_learner(made)
     policy = learner.policy
     batch = jax.tree.map(lambda x: np.asarray(x)[None], helpers.batch())
@@ -124,7 +122,7 @@ class TestLearner:
   @pytest.mark.slow
   def test_weights_by_gradients_are_of_the_adapters(self, tmp_path):
     made = experiment(
-      algorithm=algorithms.AlgorithmConfig("grpo", weights="gradient"),
+      algorithm={"advantage": "grpo", "weights": "gradient"},
       loop={"num_steps": 1},
       evaluation={"interval": 0, "samples": 0, "num_examples": 1},
     )

@@ -18,7 +18,7 @@ class World(Guesses):
 def experiment(poisoned=(), **labels):
   return helpers.experiment(
     task=World(poisoned),
-    algorithm=algorithms.AlgorithmConfig(
+    algorithm=dict(
       advantage="gdpo",
       weights="saw",
       loss="asympo",

@@ -8,7 +8,7 @@ import pytest
 from saw_jax.models import decoder
 from saw_jax.run import agents, episode_evaluation
 from saw_jax.run import experiment as experiment_lib
-from tests import agent_helpers
+from tests import agent_helpers, helpers
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,7 @@ def test_predictions_are_those_of_the_whole_logits(played):
   params = decoder.init_params(config, jax.random.key(3))
   found = episode_evaluation.make_predictions(config)(params, batch)
   rows = (batch.tokens, batch.positions, batch.valid)
-  hidden, _ = decoder.Decoder(config).apply({"params": params}, *rows)
-  logits = hidden @ decoder.head_kernel(params, config)
+  logits = helpers.logits(config, params, *rows)
   log_probs = jax.nn.log_softmax(logits[:, batch.prompt_size - 1 : -1])
   targets = batch.tokens[:, batch.prompt_size :]
   mask = np.asarray(batch.observation_mask)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saw_jax import algorithms, tokenizer
+from saw_jax import tokenizer
 from saw_jax.annotate import questions
 from saw_jax.annotate.ledger import LEDGER_NAME, LabelLedger
 from saw_jax.annotate.questions import Label
@@ -85,7 +85,7 @@ class Guesses:
 def experiment(labels, **sections):
   return helpers.experiment(
     task=Guesses(),
-    algorithm=algorithms.AlgorithmConfig(advantage="grpo"),
+    algorithm={"advantage": "grpo"},
     labels={"label_fraction": 0.25, "probe": PROBE, **labels},
     **sections,
   )

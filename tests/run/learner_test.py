@@ -59,10 +59,8 @@ def test_a_step_moves_the_policy_and_says_what_it_did(step):
   ids=["one update", "two updates", "no ratio", "kl in loss", "kl in reward"],
 )
 def test_log_probs_are_computed_where_needed(step, algorithm, parts, old, ref):
-  made = helpers.experiment(
-    algorithm=algorithms.AlgorithmConfig(**algorithm),
-    loop={"num_minibatches": parts},
-  )
+  loop = {"num_minibatches": parts}
+  made = helpers.experiment(algorithm=algorithm, loop=loop)
   batch, _ = helpers.make_learner(made).prepare(step[2])
   assert (batch.old_log_probs is not None) == old
   assert (batch.ref_log_probs is not None) == ref
@@ -106,7 +104,7 @@ def test_responses_that_did_not_end_may_be_left_out(step, advantage):
   ended, found = scores.ended.reshape(1, 16), {}
   for how in ("learn", "mask", "drop"):
     options = dict(weights="saw", loss_options={"truncated": how})
-    algorithm = algorithms.AlgorithmConfig(advantage=advantage, **options)
+    algorithm = {"advantage": advantage, **options}
     one = helpers.make_learner(helpers.experiment(algorithm=algorithm))
     batch = one.recompute(batch_lib.make_batch(transcript, scores.lengths))
     for rewards in (scores.rewards, absurd):

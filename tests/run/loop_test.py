@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from saw_jax import algorithms
 from saw_jax.models import lora
 from saw_jax.run import learner, loop, metrics
 from saw_jax.tasks import base
@@ -147,7 +146,7 @@ class Rich(helpers.Letters):
 
 def spoilt(advantage="grpo", weights="equal", task=None, bonus=0.0, **changes):
   algorithm = dict(advantage=advantage, weights=weights)
-  algorithm = algorithms.AlgorithmConfig(**algorithm, entropy_coefficient=bonus)
+  algorithm["entropy_coefficient"] = bonus
   return {"task": task or Rich(1.0), "algorithm": algorithm, **changes}
 
 

@@ -24,7 +24,7 @@ def experiment(**changes):
   world = algorithms.WorldModelConfig("cross_entropy", alpha=0.5, **changes)
   return helpers.experiment(
     task=Echo(),
-    algorithm=algorithms.AlgorithmConfig("gdpo", world_model=world),
+    algorithm={"advantage": "gdpo", "world_model": world},
     episodes={"max_observation_tokens": 2},
   )
 

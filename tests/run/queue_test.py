@@ -9,17 +9,15 @@ import threading
 import numpy as np
 import pytest
 
-from saw_jax import algorithms
 from saw_jax.rollout import actor
 from saw_jax.run import checkpoint, groups, loop
 from tests import helpers
 
 # A loss that reads tokens, rewards and the current policy alone.
-ASYMPO = algorithms.AlgorithmConfig(
-  advantage="dr_grpo", loss="asympo", aggregate="sequence_mean_token_mean"
-)
+ASYMPO = {"advantage": "dr_grpo", "loss": "asympo"}
+ASYMPO["aggregate"] = "sequence_mean_token_mean"
 # And one that reads what the log-probs were before the updates of a step.
-CLIPPED = algorithms.AlgorithmConfig(advantage="grpo", loss="clipped_surrogate")
+CLIPPED = {"advantage": "grpo", "loss": "clipped_surrogate"}
 # What depends on who was faster.
 TIMING = ("groups/running", "groups/queued")
 MESHED = {"lift": "meshed"}
@@ -194,7 +192,7 @@ def test_log_probs_are_carried_where_a_loss_reads_them(whole, tmp_path):
       with_them[name], without[name], rtol=1e-5, atol=1e-6, err_msg=name
     )
   # A ratio loss gets them all the same. Stale by two steps, it is not 1.
-  algorithm = algorithms.AlgorithmConfig(advantage="grpo", ratio_to="behave")
+  algorithm = {"advantage": "grpo", "ratio_to": "behave"}
   run(tmp_path / "ratio", [0], {"algorithm": algorithm}, carry_log_probs=False)
   assert curves(tmp_path / "ratio")["sampler_mismatch"][0, -1] > 1e-4
 

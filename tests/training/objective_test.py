@@ -32,19 +32,12 @@ def outputs(batch, seed=1):
 
 
 def plain_log_softmax(params, row, batch, temperature):
-  """All log-probs of one sequence, without padding, in float64."""
+  """All log-probs of one sequence, without padding."""
   first = int(batch.starts[row])
   last = int(batch.valid[row].nonzero()[0][-1]) + 1
   tokens = batch.tokens[row : row + 1, first:last]
-  count = last - first
-  positions = jnp.arange(count)[None]
-  hidden, _ = decoder.Decoder(helpers.CONFIG).apply(
-    {"params": params}, tokens, positions, positions >= 0
-  )
-  head = np.asarray(decoder.head_kernel(params, helpers.CONFIG), np.float64)
-  logits = np.asarray(hidden[0], np.float64) @ head / temperature
-  logits -= logits.max(-1, keepdims=True)
-  return logits - np.log(np.exp(logits).sum(-1, keepdims=True)), first, last
+  (logits,) = helpers.logits(helpers.CONFIG, params, tokens)
+  return jax.nn.log_softmax(logits / temperature), first, last
 
 
 class TestMakeForward:
