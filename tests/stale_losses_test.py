@@ -135,20 +135,6 @@ class ByLoopTest(chex.TestCase):
     for f in (stale_losses.tis_loss, stale_losses.decoupled_ppo_loss):
       assert_allclose(f(*batch, dual_clip=3.0).value(), 6, rtol=1e-5)
 
-  def test_spo_scales_bad_responses_alone_by_a_fifth_by_default(self):
-    x, a, mask = group()
-    plain = jax.grad(lambda x: naive(x, a, mask).value())(x)
-    for scale, options in (
-      (0.2, {}),
-      (1.0, {"negative_weight": 1.0}),
-      (0.0, {"negative_weight": 0.0}),
-    ):
-      found = jax.grad(
-        lambda x, o=options: stale_losses.spo_loss(x, a, mask, **o).value()
-      )(x)
-      want = np.where(a < 0, scale, 1)[:, None] * plain
-      assert_allclose(found, want, rtol=1e-6)
-
 
 class ASymPOLossTest(chex.TestCase):
   """By hand."""
