@@ -7,6 +7,7 @@ layers, since all layers of one are alike; all other sizes are the real ones.
 
 import dataclasses
 import functools
+import gc
 import json
 import sys
 
@@ -106,6 +107,10 @@ def parts_of(run) -> dict[str, set[str]]:
 
 
 def main() -> None:
+  # What traces are made of is long-lived, and much: the collector looks at it
+  # less often.
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 50)
   # The parts of a batch are alike, and nothing but shapes is read.
   pack = batch_lib.pack_rows
 

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import sqlite3
 import sys
@@ -101,8 +102,11 @@ _PARTS = " --xla_flags_reset=true --xla_cpu_parallel_codegen_split_count="
 
 
 @contextlib.contextmanager
-def _recorded_flags() -> Iterator[None]:
-  """Compiles as where the files were written, and nothing from before."""
+def recorded_flags() -> Iterator[None]:
+  """Compiles as where the files were written, and nothing from before.
+
+  Cases that are run inside share what they compile.
+  """
   import jax
 
   flags = os.environ["XLA_FLAGS"]
@@ -116,7 +120,7 @@ def _recorded_flags() -> Iterator[None]:
 
 def run(case: Case) -> dict[str, Any]:
   """Runs a case; returns its numbers by what they are, and checksums."""
-  with _recorded_flags(), tempfile.TemporaryDirectory() as folder:
+  with tempfile.TemporaryDirectory() as folder:
     directory = pathlib.Path(folder, "run")
     train(case, directory, pathlib.Path(_starts().name))
     sums = {"params": _sum_of_params(directory)}
@@ -198,7 +202,7 @@ def fingerprint() -> dict[str, Any]:
     "machine": platform.machine(),
     **run_directory.processor(),
     "cores": os.cpu_count(),
-    "xla_flags": os.environ.get("XLA_FLAGS", "").replace(f"{_PARTS}1", ""),
+    "xla_flags": re.sub(rf"{_PARTS}\d+", "", os.environ.get("XLA_FLAGS", "")),
     **{name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
   }
 
@@ -306,7 +310,8 @@ def _lay_out(tree: Any, depth: int = 0, deepest: int = 3) -> str:
 if __name__ == "__main__":
   from tests import conftest  # noqa: F401  the settings under which tests run
 
-  for name in sys.argv[1:] or CASES:
-    start = time.perf_counter()
-    write(name)
-    print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+  with recorded_flags():
+    for name in sys.argv[1:] or CASES:
+      start = time.perf_counter()
+      write(name)
+      print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)

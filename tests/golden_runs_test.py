@@ -7,6 +7,12 @@ from tests import golden_runs
 _SHOWN = 12  # differences
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_recorded():
+  with golden_runs.recorded_flags():
+    yield
+
+
 @pytest.mark.parametrize(
   "name",
   [

@@ -261,22 +261,23 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def smollm2_path():
+def smollm2():
+  """Its file, and our tokenizer of it, which takes seconds to read."""
   try:
-    return registry.find_checkpoint("smollm2")
+    path = registry.find_checkpoint("smollm2")
   except ImportError as error:
     pytest.skip(str(error))
+  return path, hub_tokenizer.open_tokenizer(path)
 
 
-def test_smollm2_continues_ten_prompts_as_theirs_does(smollm2_path):
-  torch, _ = hub()
-  tokenizer = hub_tokenizer.open_tokenizer(smollm2_path)
+def test_smollm2_continues_ten_prompts_as_theirs_does(smollm2):
+  (torch, _), (path, tokenizer) = hub(), smollm2
   ids = [
     tokenizer.encode_chat([{"role": "user", "content": prompt}])
     for prompt in PROMPTS
   ]
-  source = pretrained.open_checkpoint(smollm2_path)
-  theirs = read(smollm2_path.parent, gguf_file=smollm2_path.name)
+  source = pretrained.open_checkpoint(path)
+  theirs = read(path.parent, gguf_file=path.name)
   torch.set_num_threads(2)
   ends = tokenizer.eos_ids, tokenizer.pad_id
   # Through 30 layers, of logits up to 20.
@@ -285,11 +286,10 @@ def test_smollm2_continues_ten_prompts_as_theirs_does(smollm2_path):
     assert len(row) == NEW_TOKENS or row[-1] in tokenizer.eos_ids
 
 
-def test_smollm2_writes_a_conversation_as_theirs_does(smollm2_path, tmp_path):
+def test_smollm2_writes_a_conversation_as_theirs_does(smollm2, tmp_path):
   # Theirs reads what ours has rebuilt: from a GGUF file it would itself lose
   # the rule that each digit is a token.
-  _, transformers = hub()
-  ours = hub_tokenizer.open_tokenizer(smollm2_path)
+  (_, transformers), (_, ours) = hub(), smollm2
   ours.save(tmp_path)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   for messages in (
@@ -349,13 +349,12 @@ def test_templates_are_rendered_as_theirs_are(template, tmp_path):
     assert ours.render(messages, prompt) == expected
 
 
-def test_smollm2_is_cut_as_theirs_is_where_theirs_has_the_rule(smollm2_path):
+def test_smollm2_is_cut_as_theirs_is_where_theirs_has_the_rule(smollm2):
   # Text without digits: there theirs is right about the file.
-  _, transformers = hub()
+  (_, transformers), (path, ours) = hub(), smollm2
   theirs = transformers.AutoTokenizer.from_pretrained(
-    smollm2_path.parent, gguf_file=smollm2_path.name
+    path.parent, gguf_file=path.name
   )
-  ours = hub_tokenizer.open_tokenizer(smollm2_path)
   for text in (
     "Hello there, Ms. O'Neill -- it's late!",
     "def f(x):\n\treturn {**x}\n\n\n  # done…",
