@@ -31,8 +31,6 @@ from . import math
 
 METHODS = math.PAPER_ROWS
 ROWS = (*METHODS, *(f"{row}_dapo" for row in METHODS))
-SCALES = ("tiny", "paper")
-_MATH, _DAPO = "data/math/train.jsonl", "data/dapo_math_17k.parquet"
 _NAMES = {
   "aime24": "AIME24",
   "aime25": "AIME25",
@@ -47,34 +45,28 @@ _FILES["gsm8k"] = "data/gsm8k/test.jsonl"
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=asympo_dapo,scale=tiny`, say."""
-  chosen = base.arguments(
-    argument,
-    row=base.first("asympo", ROWS),
-    scale=SCALES,
-  )
-  config = base.get_config()
-  config.task.name = "math"
+  row = base.first("asympo", ROWS)
+  config, chosen = base.start("math", argument, SCALES, row=row)
   method = chosen["row"].removesuffix("_dapo")
-  is_dapo = method != chosen["row"]
-  {"tiny": _tiny, "paper": _paper}[chosen["scale"]](config, is_dapo)
+  if method != chosen["row"]:
+    config.task.options.update(_DAPO[chosen["scale"]])
   math.set_row(config, method)
   return config
 
 
-def _tiny(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
+def _tiny(config: ml_collections.ConfigDict) -> None:
   math.set_tiny(config)
   # The policies that start are the same: what differs is what they train on.
   config.warm_start.options.levels = (1, 2)
-  config.task.options.levels = (2,) if is_dapo else (1, 2)
   config.asynchronous.protocol = "fixed_lag"
   config.asynchronous.lag = 16  # the paper's mean lag is about 15
 
 
-def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
+def _paper(config: ml_collections.ConfigDict) -> None:
   # A random 4,000 of the training problems; the benchmarks are local files.
   options = config.task.options
   options.seed = 0
-  options.train_path = _DAPO if is_dapo else _MATH
+  options.train_path = "data/math/train.jsonl"
   options.num_train = 4000
   options.test_path = "data/math500.jsonl"
   options.grader = "math_verify"
@@ -103,6 +95,13 @@ def _paper(config: ml_collections.ConfigDict, is_dapo: bool) -> None:
   config.optimizer.learning_rate = 2e-6
   config.optimizer.weight_decay = 0.01
 
+
+SCALES = {"tiny": _tiny, "paper": _paper}
+# What the policies of `_dapo` learn from.
+_DAPO = {
+  "tiny": {"levels": (2,)},
+  "paper": {"train_path": "data/dapo_math_17k.parquet"},
+}
 
 # --- the table that `saw table` makes -----------------------------------------
 
@@ -156,7 +155,9 @@ TABLE = Table(
       hardware=ACCELERATORS,
       extras=("report", "hf", "data", "math"),
       files={
-        **dict.fromkeys((_MATH, _DAPO, *_FILES.values()), math.OWN_PAGE),
+        "data/math/train.jsonl": math.OWN_PAGE,
+        "data/dapo_math_17k.parquet": math.OWN_PAGE,
+        **dict.fromkeys(_FILES.values(), math.OWN_PAGE),
         "data/gsm8k/test.jsonl": "github.com/openai/grade-school-math",
       },
     ),

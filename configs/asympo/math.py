@@ -51,23 +51,15 @@ RIVALS = ("icepop", "sequence_mask", "m2po", "m2po_bounds", "m2po_all", "sapo")
 RIVALS += ("quadratic", "quadratic_response", "a3po", "vcpo")
 RIVALS += ("off_policy_sequence", "opmd")
 ROWS += RIVALS
-SCALES = ("tiny", "small")
 PROTOCOLS = ("fixed_lag", "max_lag", "quota")
 LAGS = tuple(str(lag) for lag in (0, 1, 2, 4, 8, 16, 32, 64))
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=asympo,lag=16,protocol=fixed_lag`, say."""
-  chosen = base.arguments(
-    argument,
-    row=base.first("asympo", ROWS),
-    scale=SCALES,
-    lag=LAGS,
-    protocol=PROTOCOLS,
-  )
-  config = base.get_config()
-  config.task.name = "math"
-  {"tiny": set_tiny, "small": _small}[chosen["scale"]](config)
+  kinds = {"lag": LAGS, "protocol": PROTOCOLS}
+  row = base.first("asympo", ROWS)
+  config, chosen = base.start("math", argument, SCALES, row=row, **kinds)
   set_row(config, chosen["row"])
   config.asynchronous.protocol = chosen["protocol"]
   config.asynchronous.lag = int(chosen["lag"])
@@ -109,7 +101,6 @@ def set_tiny(config: ml_collections.ConfigDict) -> None:
   config.warm_start.options.working_rate = 0.5
   config.optimizer.learning_rate = 1e-3
   config.loop.num_steps = 150
-  config.loop.prompts_per_step = 16
   config.loop.skip_nonfinite = True
   config.evaluation.interval = 25
 
@@ -143,17 +134,16 @@ def _small(config: ml_collections.ConfigDict) -> None:
 
   config.loop.num_steps = 200
   config.loop.prompts_per_step = 32
-  config.loop.group_size = 8
   config.loop.num_microbatches = 8
   config.loop.checkpoint_interval = 50
   config.loop.skip_nonfinite = True
   config.evaluation.interval = 25
-  config.evaluation.num_examples = 128
   config.evaluation.samples = 8
 
   config.optimizer.learning_rate = 2e-6
-  config.optimizer.weight_decay = 0.01
 
+
+SCALES = {"tiny": set_tiny, "small": _small}
 
 # --- the table that `saw table` makes -----------------------------------------
 

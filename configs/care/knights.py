@@ -44,21 +44,16 @@ _CONTROLS += ("random_votes", "care_votes")
 ROWS = ("truth", "vote", "filtered_vote", "random", "entropy")
 ROWS += ("mean_probability", "care", "oracle", "certainty")
 ROWS += ("self_verification", *_CONTROLS)
-SCALES = ("tiny", "small", "paper")
 FRACTIONS = ("0.05", "0.1", "0.2", "0.4", "0.8")
+CHOICES = {
+  "row": base.first("care", ROWS),
+  "fraction": base.first("0.2", FRACTIONS),
+}
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=care,fraction=0.2,scale=tiny`, say."""
-  chosen = base.arguments(
-    argument,
-    row=base.first("care", ROWS),
-    scale=SCALES,
-    fraction=base.first("0.2", FRACTIONS),
-  )
-  config = base.get_config()
-  config.task.name = "knights"
-  {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
+  config, chosen = base.start("knights", argument, SCALES, **CHOICES)
   set_row(config, chosen["row"], float(chosen["fraction"]))
   return config
 
@@ -97,7 +92,6 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   base.set_lengths(config, prompt=48, response=16)
   config.warm_start.num_steps = 3000
   config.warm_start.num_demonstrations = 65536
-  config.warm_start.batch_size = 64
   config.warm_start.learning_rate = 5e-3
   config.warm_start.options.right_rate = 0.95
   config.warm_start.options.format_rate = 0.95
@@ -107,9 +101,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.warm_start.options.verdict_accuracy = 0.8
   config.optimizer.learning_rate = 5e-4
   config.optimizer.weight_decay = 0.0
-  config.loop.num_steps = 100
   config.loop.prompts_per_step = 20  # budgets are whole numbers of them
-  config.loop.group_size = 8
   config.loop.num_microbatches = 20  # parts that stay in a core's cache
   config.loop.checkpoint_interval = 50
   config.evaluation.interval = 20
@@ -127,7 +119,6 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.checkpoint = "checkpoints/Qwen3-1.7B-Base"
   config.rollout.max_new_tokens = 2048
   config.loop.prompts_per_step = 32
-  config.loop.num_microbatches = 16
   config.model.remat = "full"
 
 
@@ -142,6 +133,9 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   }
   set_paper(config)
   config.loop.num_steps = 210  # three epochs of 4,500 puzzles
+
+
+SCALES = {"tiny": _tiny, "small": _small, "paper": _paper}
 
 
 def set_paper(config: ml_collections.ConfigDict) -> None:

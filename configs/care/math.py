@@ -28,8 +28,7 @@ from saw_jax.run import config as base
 from ..asympo import math
 from . import knights
 
-ROWS, SCALES = knights.ROWS, knights.SCALES
-FRACTIONS = knights.FRACTIONS
+ROWS, FRACTIONS = knights.ROWS, knights.FRACTIONS
 _NAMES = {
   "aime24": "AIME24",
   "aime25": "AIME25",
@@ -42,21 +41,13 @@ _FILES = {name: f"data/{name}.jsonl" for name in _NAMES}
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=care,fraction=0.2,scale=tiny`, say."""
-  chosen = base.arguments(
-    argument,
-    row=base.first("care", ROWS),
-    scale=SCALES,
-    fraction=base.first("0.2", FRACTIONS),
-  )
+  config, chosen = base.start("math", argument, SCALES, **knights.CHOICES)
   if chosen["row"] == "self_verification" and chosen["scale"] == "tiny":
     raise ValueError(
       "row=self_verification needs words to judge an answer with, which the "
       "tokenizer of scale=tiny has not: run it on configs/care/knights.py, or "
       "at scale=small"
     )
-  config = base.get_config()
-  config.task.name = "math"
-  {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
   knights.set_row(config, chosen["row"], float(chosen["fraction"]))
   return config
 
@@ -84,7 +75,6 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.checkpoint = "checkpoints/Qwen2.5-1.5B-Instruct"
   config.rollout.max_new_tokens = 1024
   config.loop.prompts_per_step = 32
-  config.loop.num_microbatches = 16
   config.model.remat = "full"
 
 
@@ -100,6 +90,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.checkpoint = "checkpoints/Qwen3-4B"
   config.loop.num_steps = 558  # two epochs of 17,917 problems
 
+
+SCALES = {"tiny": _tiny, "small": _small, "paper": _paper}
 
 # --- the table that `saw table` makes -----------------------------------------
 

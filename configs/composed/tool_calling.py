@@ -41,16 +41,11 @@ ROWS = (
   *(f"only_{method}" for method in METHODS),
   "none",
 )
-SCALES = ("tiny",)
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=without_paw,scale=tiny`, say."""
-  chosen = base.arguments(argument, row=ROWS, scale=SCALES)
-  config = base.get_config()
-  config.task.name = "tool_calling"
-  tool_calling.set_tiny(config)
-  _set_tiny(config)
+  config, chosen = base.start("tool_calling", argument, SCALES, row=ROWS)
   set_methods(config, methods_of(chosen["row"]))
   return config
 
@@ -82,7 +77,8 @@ def set_methods(
   config.labels.label_fraction = 0.2
 
 
-def _set_tiny(config: ml_collections.ConfigDict) -> None:
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  tool_calling.set_tiny(config)
   config.loop.num_steps = 100
   config.loop.prompts_per_step = 20
   config.loop.num_microbatches = 20  # parts that stay in a core's cache
@@ -90,6 +86,8 @@ def _set_tiny(config: ml_collections.ConfigDict) -> None:
   config.episodes.max_observation_tokens = 32
   config.labels.probe.length_scale = 64.0
 
+
+SCALES = {"tiny": _tiny}
 
 # --- the table that `saw table` makes -----------------------------------------
 

@@ -28,7 +28,6 @@ from ..asympo import math
 
 _CHANGES = ("", "_saw", "_conditioned")
 ROWS = tuple(f"{row}{c}" for c in _CHANGES for row in ("grpo", "gdpo"))
-SCALES = ("tiny", "paper")
 _NAMES = {
   "math500": "MATH",
   "aime24": "AIME",
@@ -41,14 +40,8 @@ _FILES = {name: f"data/{name}.jsonl" for name in _NAMES}
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gdpo_saw,scale=tiny`, say."""
-  chosen = base.arguments(
-    argument,
-    row=base.first("gdpo", ROWS),
-    scale=SCALES,
-  )
-  config = base.get_config()
-  config.task.name = "math"
-  {"tiny": _tiny, "paper": _paper}[chosen["scale"]](config)
+  row = base.first("gdpo", ROWS)
+  config, chosen = base.start("math", argument, SCALES, row=row)
   advantage, _, change = chosen["row"].partition("_")
   algorithm = config.algorithm
   algorithm.advantage = advantage
@@ -71,7 +64,6 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.warm_start.options.right_rate = 0.7
   config.warm_start.options.working_rate = 0.7
   config.optimizer.learning_rate = 1e-3
-  config.loop.prompts_per_step = 16
   config.loop.num_microbatches = 4  # parts that stay in a core's cache
 
 
@@ -111,6 +103,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.optimizer.learning_rate = 1e-6
   config.optimizer.weight_decay = 0.01
 
+
+SCALES = {"tiny": _tiny, "paper": _paper}
 
 # --- the table that `saw table` makes -----------------------------------------
 

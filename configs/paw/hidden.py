@@ -34,16 +34,20 @@ _CONTROLS = ("paw_shuffled", "paw_cross_entropy", "echo", "echo_low")
 _CONTROLS += ("paw_lambda_one", "paw_all", *_RHOS)
 ROWS = ("grpo", "grpo_paw", "gigpo", "gigpo_paw", *_CONTROLS)
 ROWS += household.RIVALS
-SCALES = ("tiny",)
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  chosen = base.arguments(
-    argument, row=base.first("grpo_paw", ROWS), scale=SCALES
-  )
-  config = base.get_config()
-  config.task.name = "vault"
+  row = base.first("grpo_paw", ROWS)
+  config, chosen = base.start("vault", argument, SCALES, row=row)
+  row = chosen["row"]
+  household.set_row(config, "grpo_paw" if row in _RHOS else row)
+  if row in _RHOS:
+    config.algorithm.world_model.loss_options.rho = _RHOS[row]
+  return config
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
   household.set_tiny(config)
   config.task.options.update(form="compact", shown=0)
   config.tokenizer.name = "vault"
@@ -53,13 +57,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   config.warm_start.options.wrong_rate = 0.8
   config.warm_start.observation_coefficient = 0.0
   config.loop.num_steps = 100
-  config.evaluation.num_examples = 128
-  row = chosen["row"]
-  household.set_row(config, "grpo_paw" if row in _RHOS else row)
-  if row in _RHOS:
-    config.algorithm.world_model.loss_options.rho = _RHOS[row]
-  return config
 
+
+SCALES = {"tiny": _tiny}
 
 # --- the table that `saw table` makes -----------------------------------------
 

@@ -98,24 +98,19 @@ ROWS = (
   *CONTROLS,
   *RIVALS,
 )
-SCALES = ("tiny", "small", "paper")
 ENGINES = ("household", "alfworld")
 ALFWORLD_FOLDER = "data/alfworld/json_2.1.1"
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  chosen = base.arguments(
-    argument,
-    row=base.first("grpo_paw", ROWS),
-    scale=SCALES,
-    engine=ENGINES,
+  row = base.first("grpo_paw", ROWS)
+  config, chosen = base.start(
+    "household", argument, SCALES, row=row, engine=ENGINES
   )
-  config = base.get_config()
-  config.task.name = chosen["engine"]
-  {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
   set_packing(config, chosen["scale"])
   if chosen["engine"] == "alfworld":
+    config.task.name = "alfworld"
     # A game is loaded in a second, and for longer on a busy machine.
     config.grading.limit_s = 60.0
     if chosen["scale"] == "paper":
@@ -148,9 +143,7 @@ def set_row(config: ml_collections.ConfigDict, row: str) -> None:
 
 def set_tiny(config: ml_collections.ConfigDict) -> None:
   """Sets what the tiny scales of PaW's tables share: minutes on two cores."""
-  config.episodes.rows_per_call = 64
   config.warm_start.num_steps = 2000
-  config.warm_start.batch_size = 64
   config.warm_start.learning_rate = 5e-3
   config.warm_start.observation_coefficient = 0.02
   config.warm_start.options.wrong_rate = 0.25
@@ -158,12 +151,10 @@ def set_tiny(config: ml_collections.ConfigDict) -> None:
   config.optimizer.weight_decay = 0.0
   config.loop.num_steps = 40
   config.loop.prompts_per_step = 8
-  config.loop.group_size = 8
   config.loop.num_microbatches = 16  # parts that stay in a core's cache
   config.loop.checkpoint_interval = 20
   config.loop.chunk_size = 4096
   config.evaluation.interval = 20
-  config.evaluation.samples = 4
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
@@ -179,7 +170,6 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   base.set_lengths(config, prompt=40, response=(7, 24))
   config.episodes.max_observation_tokens = 16
   config.warm_start.num_demonstrations = 32768
-  config.evaluation.num_examples = 128
 
 
 def _small(config: ml_collections.ConfigDict) -> None:
@@ -232,6 +222,9 @@ def set_paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.entropy_coefficient = 0.001
   config.optimizer.learning_rate = 1e-6
   config.optimizer.weight_decay = 0.01
+
+
+SCALES = {"tiny": _tiny, "small": _small, "paper": _paper}
 
 
 def set_packing(config: ml_collections.ConfigDict, scale: str) -> None:

@@ -32,20 +32,13 @@ from saw_jax.run import config as base
 from . import household
 
 BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
-SCALES = ("tiny", "paper")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  chosen = base.arguments(
-    argument,
-    row=base.first("grpo_paw", ROWS),
-    scale=SCALES,
-  )
-  config = base.get_config()
-  config.task.name = "search"
+  row = base.first("grpo_paw", ROWS)
+  config, chosen = base.start("search", argument, SCALES, row=row)
   config.episodes.invalid_penalty = 0.01
-  {"tiny": _tiny, "paper": _paper}[chosen["scale"]](config)
   household.set_packing(config, chosen["scale"])
   household.set_row(config, chosen["row"])
   if chosen["row"].startswith("gigpo"):
@@ -94,6 +87,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.kl.coefficient = 0.001
   config.algorithm.entropy_coefficient = 0.0
 
+
+SCALES = {"tiny": _tiny, "paper": _paper}
 
 # --- the table that `saw table` makes -----------------------------------------
 

@@ -33,19 +33,12 @@ from saw_jax.run import config as base
 from . import household
 
 BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
-SCALES = ("tiny", "paper")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  chosen = base.arguments(
-    argument,
-    row=base.first("grpo_paw", ROWS),
-    scale=SCALES,
-  )
-  config = base.get_config()
-  config.task.name = "shop"
-  {"tiny": _tiny, "paper": _paper}[chosen["scale"]](config)
+  row = base.first("grpo_paw", ROWS)
+  config, chosen = base.start("shop", argument, SCALES, row=row)
   household.set_packing(config, chosen["scale"])
   household.set_row(config, chosen["row"])
   return config
@@ -65,7 +58,6 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   base.set_lengths(config, prompt=96, response=(7, 56))
   config.episodes.max_observation_tokens = 48
   config.warm_start.num_demonstrations = 16384
-  config.evaluation.num_examples = 128
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:
@@ -83,6 +75,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.loop.num_minibatches = 16
   config.evaluation.num_examples = 128
 
+
+SCALES = {"tiny": _tiny, "paper": _paper}
 
 # --- the table that `saw table` makes -----------------------------------------
 

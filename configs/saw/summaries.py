@@ -38,17 +38,12 @@ from . import tool_calling
 
 ROWS = ("gdpo_saw", "gdpo", "grpo_saw", "grpo", "gdpo_static", "grpo_static")
 ROWS += ("gdpo_gradient", "grpo_gradient")
-SCALES = ("tiny", "small", "paper")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gdpo_saw,scale=tiny`, say."""
-  chosen = base.arguments(argument, row=ROWS, scale=SCALES)
-  config = base.get_config()
-  config.task.name = "summaries"
+  config, chosen = base.start("summaries", argument, SCALES, row=ROWS)
   config.task.options.seed = 0
-  {"tiny": _tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
-
   methods.set_method(config, chosen["row"].replace("_", "+"))
   if chosen["row"].endswith("static"):
     config.algorithm.weights_options.values = (1.5, 0.5)
@@ -94,7 +89,6 @@ def _small(config: ml_collections.ConfigDict) -> None:
   config.evaluation.batch_size = 64
   config.evaluation.samples = 2
   config.evaluation.interval = 20
-  config.algorithm.entropy_coefficient = 0.0
 
 
 def _paper(config: ml_collections.ConfigDict) -> None:
@@ -139,6 +133,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.entropy_coefficient = 0.001
   config.algorithm.aggregate = "token_mean"
 
+
+SCALES = {"tiny": _tiny, "small": _small, "paper": _paper}
 
 # --- the table that `saw table` makes -----------------------------------------
 

@@ -53,17 +53,14 @@ _REPLAYED = {
   0.5: (1.05, 0.95),
   1.0: (1.11, 0.89),
 }
-SCALES = ("tiny", "small", "paper")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gdpo_saw,scale=tiny,kl=none,form=paper`, say."""
   kinds = {"kl": ("none", "released"), "form": ("paper", "code")}
-  chosen = base.arguments(argument, row=ROWS, scale=SCALES, **kinds)
-  config = base.get_config()
-  config.task.name = "tool_calling"
-  {"tiny": set_tiny, "small": _small, "paper": _paper}[chosen["scale"]](config)
-
+  config, chosen = base.start(
+    "tool_calling", argument, SCALES, row=ROWS, **kinds
+  )
   row = chosen["row"]
   joined = row if row in methods.METHODS else row.replace("_", "+")
   methods.set_method(config, joined)
@@ -106,7 +103,6 @@ def _small(config: ml_collections.ConfigDict) -> None:
   _paper(config)
   # One GPU: a smaller batch of the same data, the same number of updates.
   config.loop.prompts_per_step = 64
-  config.loop.num_minibatches = 4
   config.loop.num_microbatches = 4
   config.model.remat = "full"
 
@@ -138,6 +134,8 @@ def _paper(config: ml_collections.ConfigDict) -> None:
   config.algorithm.entropy_coefficient = 0.001
   config.algorithm.aggregate = "token_mean"
 
+
+SCALES = {"tiny": set_tiny, "small": _small, "paper": _paper}
 
 # --- the table that `saw table` makes -----------------------------------------
 

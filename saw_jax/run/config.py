@@ -14,7 +14,7 @@ import importlib.util
 import pathlib
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -276,6 +276,20 @@ def arguments(
     check_choice(key, value, choices[key])
     values[key] = value
   return values
+
+
+def start(
+  task: str,
+  argument: str | None,
+  scales: Mapping[str, Callable[[ml_collections.ConfigDict], None]],
+  **choices: tuple[str, ...],
+) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
+  """A config of a task at the scale of an argument, and what else that says."""
+  chosen = arguments(argument, scale=tuple(scales), **choices)
+  config = get_config()
+  config.task.name = task
+  scales[chosen["scale"]](config)
+  return config, chosen
 
 
 def first(default: str, choices: tuple[str, ...]) -> tuple[str, ...]:
