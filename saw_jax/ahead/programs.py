@@ -97,25 +97,20 @@ class _Weights(sampling.Weights):
   """A sampler's parameters as shapes, which are always at hand."""
 
   def __init__(self, lift, config, params: PyTree):
-    wanted = sampling.layout(lift, config, params)
-    own, stack = sampling.parted(lift, params)
-    leaves, treedef = jax.tree.flatten(own)
-    likes = treedef.flatten_up_to({name: wanted[name] for name in own})
-    chosen = sampling.differing(leaves, likes)
-    moved = tuple(leaves[i] for i in chosen)
-    copy = sampling.copier(tuple(likes[i] for i in chosen))
     # Programs, by their names: with their arguments, and how often they run.
-    self.copies = {"weights": (copy, (moved,), 1)} if moved else {}
-    for i in set(range(len(leaves))) - set(chosen):
-      likes[i] = leaves[i]  # It is the learner's own.
-    self.whole = jax.tree.unflatten(treedef, likes)
-    if stack:
-      leaves, one = map(tuple, map(jax.tree.leaves, (stack, wanted["layers"])))
-      count, whole = len(leaves[0]), NamedSharding(lift.mesh, PartitionSpec())
-      layer = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
-      self.copies["layers"] = sampling.copier(one), (leaves, layer), count
-      names = (f"layer_{i}" for i in range(count))
-      self.whole |= {name: _again(wanted["layers"]) for name in names}
+    self.copies: dict[str, tuple[Any, tuple, int]] = {}
+    whole = NamedSharding(lift.mesh, PartitionSpec())
+    index = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+
+    def copy(likes, shapes, *layer: int):
+      program = sampling.copier(likes)
+      if layer:
+        self.copies["layers"] = program, (shapes, index), layer[0] + 1
+      else:
+        self.copies["weights"] = program, (shapes,), 1
+      return _again(likes)
+
+    self.whole = sampling.lay_out(lift, config, params, copy)
 
   def of(self, params: PyTree) -> PyTree:
     return self.whole

@@ -50,35 +50,32 @@ def layout(
 
 
 def lay_out(
-  lift: parallel.Lift, config: DecoderConfig, params: PyTree
+  lift: parallel.Lift,
+  config: DecoderConfig,
+  params: PyTree,
+  copy: Callable[..., Sequence] = lambda likes, *args: copier(likes)(*args),
 ) -> PyTree:
-  """Copies those of the learner's parameters that a sampler has otherwise."""
+  """Copies those of the learner's parameters that a sampler has otherwise.
+
+  `copy` is given what arrays are to be like, them, and of stacks which layer.
+  """
   wanted = layout(lift, config, params)
   params = jax.tree.map(_bring, params, wanted)
-  own, stack = parted(lift, params)
+  own = dict(params)
+  stack = own.pop("layers", None) if lift.name == "meshed" else None
   leaves, treedef = jax.tree.flatten(own)
   likes = treedef.flatten_up_to({name: wanted[name] for name in own})
   if chosen := differing(leaves, likes):
-    copied = copier(tuple(likes[i] for i in chosen))(
-      tuple(leaves[i] for i in chosen)
-    )
-    for i, x in zip(chosen, copied, strict=True):
+    wants, has = (tuple(x[i] for i in chosen) for x in (likes, leaves))
+    for i, x in zip(chosen, copy(wants, has), strict=True):
       leaves[i] = x
   own = jax.tree.unflatten(treedef, leaves)
   if stack:
     leaves, treedef = jax.tree.flatten(stack)
-    take = copier(tuple(treedef.flatten_up_to(wanted["layers"])))
+    wants = tuple(treedef.flatten_up_to(wanted["layers"]))
     for i in range(len(leaves[0])):
-      own[f"layer_{i}"] = jax.tree.unflatten(treedef, take(tuple(leaves), i))
+      own[f"layer_{i}"] = treedef.unflatten(copy(wants, tuple(leaves), i))
   return own
-
-
-def parted(lift: parallel.Lift, params: PyTree) -> tuple[dict, PyTree]:
-  """Parameters without a stack of layers, and the stack that is taken apart."""
-  if lift.name != "meshed" or "layers" not in params:
-    return dict(params), None
-  rest = dict(params)
-  return rest, rest.pop("layers")
 
 
 def _bring(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
