@@ -109,7 +109,12 @@ class TestTrain:
     run.evaluate(samples=0, examples=1)
     assert "one example" in (said := capsys.readouterr().out), said
     assert "nan" not in said
-    found = run.evaluate(samples=0)
+    for _ in range(2):  # Other scores are kept, and the same ones not twice.
+      found = run.evaluate(samples=0)
+    assert "are in" in (said := capsys.readouterr().out), said
+    (kept,) = (folder / "runs" / "a").glob("evaluation_*.json")
+    first = json.loads(kept.read_text())["seeds"][0]["greedy"]["right"]
+    assert (kept.name, first["count"]) == ("evaluation_1.json", 1)
     assert [one["seed"] for one in found["seeds"]] == [0, 1]
     final = space["run"].result.final[0]["greedy"]["right"]
     assert found["seeds"][0]["greedy"]["right"]["mean"] == pytest.approx(final)

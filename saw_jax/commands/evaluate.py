@@ -10,8 +10,11 @@ whose scores are written to a file of that name:
 
   saw evaluate --workdir=RUN --split=bfcl --examples=5000
 
-writes evaluation_bfcl.json. --engine=http://localhost:8000 has a server of vLLM
-or SGLang sample (docs/rollouts.md), of runs of one seed. Tables have what
+writes evaluation_bfcl.json. Earlier scores that differ are kept beside it, as
+evaluation_bfcl_1.json.
+
+--engine=http://localhost:8000 has a server of vLLM or SGLang sample
+(docs/rollouts.md), of runs of one seed. Tables have what
 config.evaluation.benchmarks names, which a run scores at its end.
 """
 
@@ -95,7 +98,12 @@ def evaluate(
   name = "evaluation_start" if is_start else "evaluation"
   name += "" if split is None else f"_{split}"
   path = workdir / f"{name}.json"
-  metrics.write_json(path, document)
+  text = metrics.to_json(document, indent=2) + "\n"
+  if path.exists() and path.read_text() != text:
+    kept = run_directory.set_aside(path)
+    store.of(workdir).keep(kept)
+    lines.append(f"the scores that were there are in {store.named(kept)}")
+  metrics.write_text(path, text)
   store.of(workdir).keep(path)
   print("\n".join([*lines, f"written to {store.named(path)}"]))
   return document

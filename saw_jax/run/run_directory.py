@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -206,10 +207,14 @@ def _set_labels_aside(path: pathlib.Path, config: Mapping[str, Any]) -> None:
   with contextlib.suppress(RunError):
     if read_run(path.parent)["config"] == config or not ledger.exists():
       return
-    others = len(list(path.parent.glob(f"{ledger.stem}_*")))
-    kept = ledger.with_stem(f"{ledger.stem}_{others + 1}")
-    LOG.warning("the labels of the start that is replaced are in %s", kept)
-    ledger.rename(kept)
+    said = "the labels of the start that is replaced are in %s"
+    LOG.warning(said, set_aside(ledger))
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+  """Renames a file to the first of `<stem>_1`, `<stem>_2` ... that is free."""
+  places = (path.with_stem(f"{path.stem}_{n}") for n in itertools.count(1))
+  return path.rename(next(one for one in places if not one.exists()))
 
 
 def lock(directory: str | os.PathLike) -> None:

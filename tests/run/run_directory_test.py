@@ -86,6 +86,17 @@ def test_a_run_goes_on_with_the_files_that_it_began_with(tmp_path):
   run_directory.open_run(tmp_path / "run", config)
 
 
+def test_what_is_set_aside_takes_the_place_of_nothing(tmp_path):
+  path = tmp_path / "labels.sqlite"
+  for text in "abc":
+    path.write_text(text)
+    kept = run_directory.set_aside(path)
+    if text == "b":  # Somebody has no use for the first any more.
+      (tmp_path / "labels_1.sqlite").unlink()
+  assert kept.read_text() == "c" and not path.exists()
+  assert (tmp_path / "labels_2.sqlite").read_text() == "b"
+
+
 def one(completion, row):
   return 1.0
 
