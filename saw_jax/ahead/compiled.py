@@ -6,7 +6,7 @@ import math
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from types import MappingProxyType
 from typing import Any
@@ -90,18 +90,14 @@ class Compiler:
   def __init__(self, topology: Topology):
     self.topology, self.devices = topology, topology_lib.devices_of(topology)
 
-  def describe(self, made: Experiment) -> dict[str, Any]:
-    """What all programs share."""
-    said = "XLA's partitioner on virtual CPU devices, which overstates"
+  @property
+  def name(self) -> str:
     if self.topology.compiles:
-      said = f"libtpu {metadata.version('libtpu')}"
-    return {"mesh": dict(self._outline(made).mesh.shape), "compiler": said}
+      return f"libtpu {metadata.version('libtpu')}"
+    return "XLA's partitioner on virtual CPU devices, which overstates"
 
-  def names(self, made: Experiment) -> list[str]:
-    """The programs that a step has, in its order."""
-    return [x.name for x in programs.programs_of(self._outline(made))]
-
-  def _outline(self, made: Experiment) -> programs.Outline:
+  def outline(self, made: Experiment) -> programs.Outline:
+    """The run's policy over shapes, on the devices of the topology."""
     lift, devices = made.parallel.lift, self.devices
     if lift == "pmapped":
       raise ValueError(
@@ -113,26 +109,24 @@ class Compiler:
       devices = devices[:1]
     return programs.Outline(made, devices)
 
-  def measure(
-    self, made: Experiment, wanted: Sequence[str] = ()
-  ) -> Iterator[dict[str, Any]]:
-    """Compiles each program; yields its figures: bytes and FLOPs per chip."""
-    policy = self._outline(made)
+  def measure(self, made: Experiment, name: str) -> dict[str, Any]:
+    """Compiles a program; gives its figures: bytes and FLOPs per chip."""
+    policy = self.outline(made)
+    every = programs.programs_of(policy)
+    program = next(one for one in every if one.name == name)
     sizes: dict[int, str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(policy.params):
       root, *inside = (key.key for key in path)
       # Kernels of one module may have one size: they go by its name.
-      name = inside[0] if len(inside) > 1 else root
-      sizes[math.prod(leaf.shape)] = name
+      what = inside[0] if len(inside) > 1 else root
+      sizes[math.prod(leaf.shape)] = what
       if made.decoder.scan_layers and root == "layers":
-        sizes[math.prod(leaf.shape[1:])] = name
+        sizes[math.prod(leaf.shape[1:])] = what
       if root in ("embedding", "head"):  # gathered in bands
         vocab_size = made.decoder.vocab_size
         bands = log_probs.choose_bands(vocab_size)
-        sizes[math.prod(leaf.shape) // bands] = name
-    for program in programs.programs_of(policy):
-      if not wanted or program.name in wanted:
-        yield self.compile(program, policy.held(program.name), sizes)
+        sizes[math.prod(leaf.shape) // bands] = what
+    return self.compile(program, policy.held(name), sizes)
 
   def compile(
     self,

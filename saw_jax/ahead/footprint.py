@@ -44,6 +44,7 @@ class Sizes(NamedTuple):
   """How many rows and tokens the programs of a step have, at most."""
 
   made: Experiment
+  shards: int  # devices that share rows
   rows: int  # that a step learns from
   prompts: int  # of a call of the sampler
   group: int  # responses that a call has of each
@@ -55,13 +56,14 @@ class Sizes(NamedTuple):
     rows = loop.prompts_per_step * loop.group_size
     if not made.method.per_step:
       size = loop.prompts_per_step // parts
-      return cls(made, rows, size, loop.group_size, parts)
+      return cls(made, shards, rows, size, loop.group_size, parts)
     # Of an episode, one row a step.
     turns = experiment.kind_of(made).turns
     prompts = agents.rows_per_call(made, shards)
     unit = loop.num_minibatches * loop.num_microbatches * shards
     calls = turns * math.ceil(rows / prompts)
-    return cls(made, -(-rows * turns // unit) * unit, prompts, 1, calls)
+    rows = -(-rows * turns // unit) * unit
+    return cls(made, shards, rows, prompts, 1, calls)
 
   @property
   def sampled(self) -> int:
@@ -72,27 +74,28 @@ class Sizes(NamedTuple):
     rollout = self.made.rollout
     return rollout.max_prompt_tokens + rollout.max_new_tokens
 
-  def asked(self, shards: int) -> tuple[GenerateConfig, int, int]:
+  @property
+  def asked(self) -> tuple[GenerateConfig, int, int]:
     """Of a device's call: its settings, but for how tokens are drawn, prompts,
     and tokens of a prompt."""
     rollout = self.made.rollout
     cache = dict(cache_tokens=rollout.cache_tokens, page_size=rollout.page_size)
     settings = GenerateConfig(rollout.max_new_tokens, self.group, (), **cache)
-    return settings, self.prompts // shards, rollout.max_prompt_tokens
+    return settings, self.prompts // self.shards, rollout.max_prompt_tokens
 
-  def least_cache(self, shards: int) -> int:
+  @property
+  def least_cache(self) -> int:
     """Tokens of the smallest cache that is tried: of two rows, or for pages."""
     has_pages = self.made.rollout.page_size > 0
-    pages = paged.least(*self.asked(shards)) if has_pages else 0
-    return max(2 * self.width, pages)
+    return max(2 * self.width, paged.least(*self.asked) if has_pages else 0)
 
-  def slots(self, shards: int) -> dict[str, Any]:
+  def slots(self) -> dict[str, Any]:
     """How many rows a device samples at one time, and in which pages.
 
     `full`: where all are of full length. `apart`: why there are no pages, or
     why no kernel reads them.
     """
-    settings, prompts, size = asked = self.asked(shards)
+    settings, prompts, size = asked = self.asked
     slots, held, pages = refill.slots(*asked)
     p, T = settings.page_size, settings.max_new_tokens
     full, apart = slots, ""
@@ -133,9 +136,9 @@ class Sizes(NamedTuple):
     heads = model.num_layers * model.num_heads * model.head_size
     return float(rows * (inside + 2 * heads * length**2))
 
-  def cache_bytes(self, shards: int) -> float:
+  def cache_bytes(self) -> float:
     """Of keys and values of one call of the sampler, on a device."""
-    held = math.ceil(self.sampled / shards) * self.width
+    held = math.ceil(self.sampled / self.shards) * self.width
     held = min(self.made.rollout.cache_tokens or held, held)
     model = self.made.decoder
     empty = jax.eval_shape(lambda: cache_lib.init_cache(model, 1, held))
@@ -175,7 +178,7 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   moments = _bytes(jax.eval_shape(init, updated)) * trained / _bytes(updated)
 
   sizes = Sizes.of(made, shards)
-  cache = sizes.cache_bytes(shards)
+  cache = sizes.cache_bytes()
   cache /= tensor if model.num_kv_heads % tensor == 0 else 1
   rows, width = math.ceil(sizes.rows / shards), sizes.width
   parts = loop.num_minibatches * loop.num_microbatches

@@ -181,8 +181,7 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   """
   made = policy.made
   learner, loop = Learner(policy, [0], Clock()), made.loop
-  shards = policy.lift.num_shards
-  sizes = Sizes.of(made, shards)
+  sizes = Sizes.of(made, policy.lift.num_shards)
 
   def program(name, kept, *more):
     return Program(name, kept.jitted, kept.args, policy.mesh, kept.rules, *more)
@@ -201,11 +200,11 @@ def programs_of(policy: Outline) -> Iterator[Program]:
     made.sampling, sizes.group, record_entropies=made.method.world is not None
   )
   kept = sampler(policy.params, prompts, keys)
-  slots, first = sizes.slots(shards), sizes.sample_flops()
-  more = sum(first), sizes.cache_bytes(shards), loops_of(sizes, slots), first[0]
-  yield program("generate", kept, sizes.calls, *more, slots)
+  first, rest = sizes.sample_flops()
+  more = first + rest, sizes.cache_bytes(), loops_of(sizes), first
+  yield program("generate", kept, sizes.calls, *more, sizes.slots())
 
-  batch, known = batch_of(made, sizes, learner), learner.programs
+  batch, known = batch_of(sizes, learner), learner.programs
   passes = int(learner.needs_old) + made.method.needs_reference
   more = batch.tokens.shape[-1] - sizes.width
   flops = sizes.forward_flops(sizes.rows, more=more)
@@ -225,13 +224,14 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   yield program("update", kept, loop.num_minibatches, flops)
 
 
-def loops_of(sizes: Sizes, slots: Mapping[str, Any]) -> tuple[int, int, float]:
+def loops_of(sizes: Sizes) -> tuple[int, int, float]:
   """What `hlo.Module` is told of a sampler's loops, for rows of full length.
 
   Tokens that a slot draws, in each of the loops that draw; how often prompts
   are read, or else rows begun, in each; and the share of pages that are read.
   """
-  rollout, rows = sizes.made.rollout, slots["rows"]
+  rollout, slots = sizes.made.rollout, sizes.slots()
+  rows = slots["rows"]
   S, T = rollout.max_prompt_tokens, rollout.max_new_tokens
   drawn = math.ceil(rows / slots["full"]) * max(1, T - 1)
   parts = math.ceil(rows / (slots["held"] * sizes.group))
@@ -243,8 +243,9 @@ def loops_of(sizes: Sizes, slots: Mapping[str, Any]) -> tuple[int, int, float]:
   return math.ceil(drawn / loops), math.ceil(rows / loops), share
 
 
-def batch_of(made: Experiment, sizes: Sizes, learner: Learner) -> TrainBatch:
+def batch_of(sizes: Sizes, learner: Learner) -> TrainBatch:
   """A step's rows, each as long as it may be, in no memory to speak of."""
+  made = sizes.made
   method, prompt = made.method, made.rollout.max_prompt_tokens
   shape, width = (1, sizes.rows), made.rollout.max_new_tokens
   if method.world is not None:  # Glue and what was seen come behind a response.

@@ -150,7 +150,7 @@ def check_room(made: Experiment, topology: Topology) -> None:
   """Refuses what has no room in the smallest parts, by arithmetic."""
   count, sizes = topology.count, footprint.Sizes.of(made, topology.count)
   parts = max(1, sizes.rows // made.loop.num_minibatches // count)
-  cache = sizes.least_cache(count)
+  cache = sizes.least_cache
   least = {"model.remat": "full", _PARTS: parts, _CACHE: cache}
   found = footprint.per_device(_with(made, least), count)
   held = sum(found[name] for name in footprint.HELD)
@@ -266,7 +266,7 @@ def _settings(
     else:
       most = math.ceil(sizes.sampled / shards) * sizes.width
       most = min(made.rollout.cache_tokens or most, most)
-      parts = range(1, most // sizes.least_cache(shards) + 1)
+      parts = range(1, most // sizes.least_cache + 1)
       every = ({_CACHE: most // part} for part in parts)
     for keys in every:
       keys = {k: v for k, v in keys.items() if _with(made, {k: v}) != made}

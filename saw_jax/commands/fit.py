@@ -80,7 +80,7 @@ def _by_arithmetic(where) -> int:
 
 def _compile(where) -> Iterator[dict]:
   """The figures of each program, in the process that was set up for it."""
-  from saw_jax.ahead import compiled, report
+  from saw_jax.ahead import compiled, programs, report
 
   given = flags.FLAGS
 
@@ -88,7 +88,7 @@ def _compile(where) -> Iterator[dict]:
     return compiled.experiment_of(_run(more), where.count)
 
   def measure(name, more):
-    (found,) = ahead.measure(made_with(more), (name,))
+    found = ahead.measure(made_with(more), name)
     return found | {"with": more} if more else found
 
   more, known = {}, {}  # what helps, and what each program was compiled with
@@ -98,9 +98,10 @@ def _compile(where) -> Iterator[dict]:
     made = made_with(more)
     report.check_room(made, where)
     ahead = compiled.Compiler(where)
-  yield ahead.describe(made)
-  names = [x for x in ahead.names(made) if x in (given.programs or [x])]
-  for name in names:
+  policy = ahead.outline(made)
+  yield {"mesh": dict(policy.mesh.shape), "compiler": ahead.name}
+  names = [one.name for one in programs.programs_of(policy)]
+  for name in (x for x in names if x in (given.programs or [x])):
     found = measure(name, more)
     yield found
     known[name], is_well = more, report.fits(found, where)

@@ -270,7 +270,7 @@ class TestPages:
     return footprint.Sizes.of(made, 1)
 
   def said(self, **changes) -> str:
-    found = TestReport.FOUND | {"slots": self.sizes(**changes).slots(1)}
+    found = TestReport.FOUND | {"slots": self.sizes(**changes).slots()}
     return next(x for x in report.lines(found, V5E) if "slots" in x).strip()
 
   def test_slots_and_pages(self):
@@ -306,21 +306,21 @@ class TestPages:
     known = dict(head_size=128, dtype="bfloat16", num_layers=2) | changes
     model = dataclasses.replace(sizes.made.decoder, **known)
     sizes = sizes._replace(made=sizes.made._replace(decoder=model))
-    assert sizes.slots(1)["apart"] == why
+    assert sizes.slots()["apart"] == why
 
   def test_loops_of_rows_of_full_length(self):
     sizes = self.sizes()
     # Three at a time; of 352 tokens, three rows read 68 in the mean.
     share = pytest.approx(3 * 68 / 352)
-    found = programs.loops_of(sizes, sizes.slots(1))
+    found = programs.loops_of(sizes)
     assert found == (6 * 39, 16, share)
     # A gather has a loop for each stage: here there are two.
     sizes = self.sizes(max_new_tokens=128, cache_tokens=500)
-    drawn, begun, _ = programs.loops_of(sizes, sizes.slots(1))
+    drawn, begun, _ = programs.loops_of(sizes)
     assert (drawn, begun) == (8 * 127 / 2, 16 / 2)
     # So have slots without pages whose prompts are all held.
     sizes = self.sizes(max_new_tokens=128, cache_tokens=1000, page_size=0)
-    found = programs.loops_of(sizes, sizes.slots(1))
+    found = programs.loops_of(sizes)
     assert found == (4 * 127 / 2, 1, 1.0)
 
   def test_a_device_that_needs_no_copy_of_the_weights(self):
