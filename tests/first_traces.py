@@ -140,7 +140,7 @@ def main() -> None:
         print(json.dumps(said), flush=True)
         continue
       known = programs.programs_of(programs.Outline(made, devices))
-      traces = {program.name: program.trace for program in known}
+      traces = {program.name: program.kept.trace for program in known}
       traces["estimate"] = functools.partial(trace_estimate, made)
       for name, trace in traces.items():
         if not parts[name] <= seen:

@@ -35,12 +35,12 @@ def answer(step_of) -> None:
   compiler = compiled.Compiler(topology_lib.read(topology))
   shape = Shape(*json.loads(sizes))
   trace, args, mesh = step_of(shape, compiler.devices, variant)
-  program = _Program("update", None, args, mesh, (), 1, 0.0)
-  found = compiler.compile(program._replace(jitted=trace))
+  kept = _Kept(trace, mesh, (), args=args)
+  found = compiler.compile(programs.Program("update", kept, 1, 0.0))
   answers.write(json.dumps(found) + "\n")
 
 
-class _Program(programs.Program):
+class _Kept(programs.Kept):
   """A program that says itself how it is traced."""
 
   def trace(self):

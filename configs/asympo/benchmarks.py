@@ -45,8 +45,7 @@ _FILES["gsm8k"] = "data/gsm8k/test.jsonl"
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=asympo_dapo,scale=tiny`, say."""
-  row = base.first("asympo", ROWS)
-  config, chosen = base.start("math", argument, SCALES, row=row)
+  config, chosen = base.start("math", argument, SCALES, row=("asympo", *ROWS))
   method = chosen["row"].removesuffix("_dapo")
   if method != chosen["row"]:
     config.task.options.update(_DAPO[chosen["scale"]])

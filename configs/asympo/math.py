@@ -58,8 +58,9 @@ LAGS = tuple(str(lag) for lag in (0, 1, 2, 4, 8, 16, 32, 64))
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=asympo,lag=16,protocol=fixed_lag`, say."""
   kinds = {"lag": LAGS, "protocol": PROTOCOLS}
-  row = base.first("asympo", ROWS)
-  config, chosen = base.start("math", argument, SCALES, row=row, **kinds)
+  config, chosen = base.start(
+    "math", argument, SCALES, row=("asympo", *ROWS), **kinds
+  )
   set_row(config, chosen["row"])
   config.asynchronous.protocol = chosen["protocol"]
   config.asynchronous.lag = int(chosen["lag"])

@@ -46,7 +46,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=care,fraction=0.02,scale=tiny`, say."""
   chosen = base.arguments(
     argument,
-    row=base.first("care", ROWS),
+    row=("care", *ROWS),
     scale=SCALES,
     fraction=FRACTIONS,
   )

@@ -46,8 +46,8 @@ ROWS += ("mean_probability", "care", "oracle", "certainty")
 ROWS += ("self_verification", *_CONTROLS)
 FRACTIONS = ("0.05", "0.1", "0.2", "0.4", "0.8")
 CHOICES = {
-  "row": base.first("care", ROWS),
-  "fraction": base.first("0.2", FRACTIONS),
+  "row": ("care", *ROWS),
+  "fraction": ("0.2", *FRACTIONS),
 }
 
 

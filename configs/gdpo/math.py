@@ -40,8 +40,7 @@ _FILES = {name: f"data/{name}.jsonl" for name in _NAMES}
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gdpo_saw,scale=tiny`, say."""
-  row = base.first("gdpo", ROWS)
-  config, chosen = base.start("math", argument, SCALES, row=row)
+  config, chosen = base.start("math", argument, SCALES, row=("gdpo", *ROWS))
   advantage, _, change = chosen["row"].partition("_")
   algorithm = config.algorithm
   algorithm.advantage = advantage

@@ -38,8 +38,9 @@ ROWS += household.RIVALS
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  row = base.first("grpo_paw", ROWS)
-  config, chosen = base.start("vault", argument, SCALES, row=row)
+  config, chosen = base.start(
+    "vault", argument, SCALES, row=("grpo_paw", *ROWS)
+  )
   row = chosen["row"]
   household.set_row(config, "grpo_paw" if row in _RHOS else row)
   if row in _RHOS:

@@ -104,9 +104,8 @@ ALFWORLD_FOLDER = "data/alfworld/json_2.1.1"
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  row = base.first("grpo_paw", ROWS)
   config, chosen = base.start(
-    "household", argument, SCALES, row=row, engine=ENGINES
+    "household", argument, SCALES, row=("grpo_paw", *ROWS), engine=ENGINES
   )
   set_packing(config, chosen["scale"])
   if chosen["engine"] == "alfworld":

@@ -36,8 +36,9 @@ BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  row = base.first("grpo_paw", ROWS)
-  config, chosen = base.start("search", argument, SCALES, row=row)
+  config, chosen = base.start(
+    "search", argument, SCALES, row=("grpo_paw", *ROWS)
+  )
   config.episodes.invalid_penalty = 0.01
   household.set_packing(config, chosen["scale"])
   household.set_row(config, chosen["row"])

@@ -37,8 +37,7 @@ BASES, CONTROLS, ROWS = household.BASES, household.CONTROLS, household.ROWS
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
   """Makes the config of `row=gigpo_paw,scale=tiny`, say."""
-  row = base.first("grpo_paw", ROWS)
-  config, chosen = base.start("shop", argument, SCALES, row=row)
+  config, chosen = base.start("shop", argument, SCALES, row=("grpo_paw", *ROWS))
   household.set_packing(config, chosen["scale"])
   household.set_row(config, chosen["row"])
   return config

@@ -1,4 +1,4 @@
-"""Compiles the programs of a run, and says what each needs of a chip."""
+"""Compiles the programs of a run and measures what each needs of a chip."""
 
 import collections
 import dataclasses
@@ -25,7 +25,7 @@ from saw_jax.tasks import base
 from saw_jax.training import parallel
 from saw_jax.types import PyTree
 
-# The plan of memory and of communication is the same, in a tenth of the time.
+# Plans memory and communication alike, in a tenth of the time.
 _QUICK = {"exec_time_optimization_effort": -1.0}
 if not hasattr(jax.config, "jax_exec_time_optimization_effort"):
   _QUICK = {}  # JAX 0.11 has no such option.
@@ -34,9 +34,9 @@ MODELS: Mapping[str, Mapping] = base.asset(__file__, "released_models.json")
 
 
 def experiment_of(run: RunConfig, count: int) -> Experiment:
-  """The experiment of a config; of a model that is not here, by its sizes.
+  """The experiment of a config; a model that is not here has only its sizes.
 
-  It is refused as the run is where its rows do not split over `count` devices.
+  Raises, as the run would, if its rows do not split over `count` devices.
   """
   made = _outline_of(run)
   if made.parallel.lift == "meshed":
@@ -65,7 +65,7 @@ def _outline_of(run: RunConfig) -> Experiment:
     model = hub_config.read_config(document, where=name, max_length=longest)
     how = {key: getattr(run.model, key) for key in build.COMPUTED}
     model = dataclasses.replace(model, **how)
-    # The tokenizer is one of ours: of theirs no program knows but its size.
+    # One of our tokenizers will do: programs only know the vocabulary's size.
     bare = dataclasses.replace(
       run, model=model, checkpoint="", chat_template_options={}
     )
@@ -76,7 +76,7 @@ def _outline_of(run: RunConfig) -> Experiment:
 
 
 def share(tree: PyTree) -> int:
-  """Bytes that one device has of arrays."""
+  """Bytes of a tree of arrays on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -85,7 +85,7 @@ def share(tree: PyTree) -> int:
 
 
 class Compiler:
-  """Compiles for a topology, in a process that was set up for that."""
+  """Compiles for a topology, in a process that was set up for it."""
 
   def __init__(self, topology: Topology):
     self.topology, self.devices = topology, topology_lib.devices_of(topology)
@@ -110,14 +110,14 @@ class Compiler:
     return programs.Outline(made, devices)
 
   def measure(self, made: Experiment, name: str) -> dict[str, Any]:
-    """Compiles a program; gives its figures: bytes and FLOPs per chip."""
+    """The figures of a program of a run: bytes and FLOPs per chip."""
     policy = self.outline(made)
     every = programs.programs_of(policy)
     program = next(one for one in every if one.name == name)
     sizes: dict[int, str] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(policy.params):
       root, *inside = (key.key for key in path)
-      # Kernels of one module may have one size: they go by its name.
+      # Kernels of a module may have one size: they share the module's name.
       what = inside[0] if len(inside) > 1 else root
       sizes[math.prod(leaf.shape)] = what
       if made.decoder.scan_layers and root == "layers":
@@ -134,23 +134,23 @@ class Compiler:
     held: PyTree = (),
     sizes: Mapping[int, str] = MappingProxyType({}),
   ) -> dict[str, Any]:
-    """The figures of a program, beside what is `held` while it runs.
+    """The figures of a program that runs beside the arrays `held`.
 
-    `sizes` are names of weights by their numbers of elements.
+    `sizes` are the names of weights by their numbers of elements.
     """
-    begun, count = time.time(), program.mesh.size
-    traced = program.trace()
+    kept, begun = program.kept, time.time()
+    traced, count = kept.trace(), kept.mesh.size
     products = flops.count(traced)
-    if math.isnan(products):  # They cannot be counted: the model's are known.
+    if math.isnan(products):  # Loops of unknown length: take the model's.
       products = program.model_flops
-    arguments = {id(x) for x in jax.tree.leaves(program.args)}
+    arguments = {id(x) for x in jax.tree.leaves(kept.args)}
     beside = [x for x in jax.tree.leaves(held) if id(x) not in arguments]
     found = {
       "program": program.name,
       "runs": program.runs,
       "model_flops": program.model_flops / count,
       "flops": products / count,
-      "arguments": share(program.args),
+      "arguments": share(kept.args),
       "beside": share(beside),
     }
     if program.cache:
@@ -195,12 +195,11 @@ def _work(products: float, read: hlo.Found, sizes: Mapping) -> dict[str, float]:
 
 
 def at_most(memory: Any, exact: bool) -> int:
-  """Bytes of a device that a program holds at one time, by its compiler.
+  """The most bytes of a device that a program holds at once.
 
-  libtpu's peak is what it holds against the chip's memory: a program that does
-  not fit is refused with just that figure. What it says of temporaries is more
-  than there ever are together. The partitioner is not `exact`: all is added up,
-  less results that take an argument's place.
+  With `exact`, libtpu's own peak, which is the figure by which it refuses a
+  program; its temporaries add up to more than ever exist together. Otherwise
+  the sum of everything, less results that reuse an argument's memory.
   """
   if exact:
     return memory.peak_memory_in_bytes
@@ -209,7 +208,7 @@ def at_most(memory: Any, exact: bool) -> int:
 
 
 def asked(error: Exception) -> float:
-  """What a program that has no room asked for, its arguments among it."""
+  """The bytes that a program without room asked for, arguments included."""
   said = re.search(r"(Used|temporaries) \(?([\d.]+)([KMGT])", str(error))
   if not said:
     raise error
@@ -217,14 +216,14 @@ def asked(error: Exception) -> float:
 
 
 def _what(one: hlo.Moved, sizes: Mapping[int, str]) -> str:
-  """What a collective moves: weights and gradients are known by their sizes."""
+  """What a collective moves; sizes tell weights and gradients apart."""
   # A chip may send whole tiles, which are a little more.
   near = (x for x in sizes if x <= one.elements <= 1.02 * x)
   name = sizes.get(one.elements, sizes.get(next(near, None)))
   if name is None:
     return "activations and statistics"
   if one.kind == "collective-permute":
-    # Both go round a ring, a device's part a time, while they are multiplied.
+    # Both travel round a ring, part by part, while they are multiplied.
     return f"weights and gradients {name}"
   sums = one.kind in ("all-reduce", "reduce-scatter")
   return f"{'gradient' if sums else 'weights'} {name}"

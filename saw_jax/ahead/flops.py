@@ -1,8 +1,7 @@
-"""Counts the products of a traced program, over all devices.
+"""Counts the FLOPs of the matrix products of a traced program, on all devices.
 
-What is counted is two for each multiplication of a matrix product, in loops as
-often as they run: those that a program of XLA on any platform has to do, with
-what it computes again in the backward pass.
+Two for each multiplication, in loops as often as they run, and with what the
+backward pass recomputes. Every platform has to do these.
 """
 
 import math
@@ -12,9 +11,9 @@ from jax.interpreters import partial_eval
 
 
 def count(traced: jax.stages.Traced) -> float:
-  """Of a traced function, without what its results do not need.
+  """FLOPs of a traced function, without those that its results do not need.
 
-  NaN where a loop has no length that can be known.
+  NaN if the length of a loop cannot be known.
   """
   whole = traced.jaxpr.jaxpr
   needed, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars))
@@ -36,7 +35,7 @@ def _of(jaxpr) -> float:
         total += each * _trips(given["cond_jaxpr"].jaxpr, bounds)
     elif name == "cond":
       total += max(_of(branch.jaxpr) for branch in given["branches"])
-    elif name == "shard_map":  # whose shapes are those of one device
+    elif name == "shard_map":  # Its shapes are one device's.
       axes = given.get("newly_manual_axes") or given["manual_axes"]
       shares = math.prod(given["mesh"].shape[axis] for axis in axes)
       total += shares * _of(given["jaxpr"])
@@ -49,18 +48,18 @@ def _of(jaxpr) -> float:
 
 
 def _blocks(kernel) -> float:
-  """How many blocks a kernel computes: splash, those that causality leaves."""
+  """How many blocks a kernel computes; splash skips what causality masks."""
   grid = math.prod(kernel.params["grid_mapping"].grid)
   if not str(kernel.params.get("name")).startswith("splash"):
     return grid
-  *_, size, _ = kernel.invars[0].aval.shape  # of queries, and of keys as many
+  *_, size, _ = kernel.invars[0].aval.shape  # queries, and as many keys
   return grid * (size + 1) / (2 * size)
 
 
 def _trips(condition, bounds: list[int]) -> float:
-  """Of loops one after the other that count on to a bound, as the sampler's.
+  """The trips of a loop that counts to a bound, from where the last one ended.
 
-  NaN of one with more conditions: of the count, nothing is known then.
+  NaN if it has other conditions, which leave the count unknown.
   """
   found = [one for one in condition.eqns if one.primitive.name == "lt"]
   bound = getattr(found[0].invars[-1], "val", None) if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""How much memory of a device a run takes: arithmetic on shapes."""
+"""How much memory a run takes on a device: arithmetic on shapes."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ from saw_jax.types import PyTree
 
 _SPLIT = "parallel.lift=meshed with a larger parallel.fsdp or parallel.tensor"
 _LORA = "or lora.rank=16, which trains adapters alone"
-# What a device holds, and how it gets less. What comes first is there all the
-# time; then what sampling adds, and what an update does.
+# What a device holds, and what makes it less: all the time, while sampling, and
+# in an update.
 HELD = {
   "parameters": f"{_SPLIT}, or model.param_dtype=bfloat16",
   "moments of the optimizer": f"{_SPLIT}, {_LORA}",
@@ -41,13 +41,13 @@ UPDATING = {
 
 
 class Sizes(NamedTuple):
-  """How many rows and tokens the programs of a step have, at most."""
+  """The most rows and tokens that the programs of a step have."""
 
   made: Experiment
   shards: int  # devices that share rows
   rows: int  # that a step learns from
   prompts: int  # of a call of the sampler
-  group: int  # responses that a call has of each
+  group: int  # responses of a call to each
   calls: int  # of the sampler in a step
 
   @classmethod
@@ -57,7 +57,7 @@ class Sizes(NamedTuple):
     if not made.method.per_step:
       size = loop.prompts_per_step // parts
       return cls(made, shards, rows, size, loop.group_size, parts)
-    # Of an episode, one row a step.
+    # A step of an episode is a row.
     turns = experiment.kind_of(made).turns
     prompts = agents.rows_per_call(made, shards)
     unit = loop.num_minibatches * loop.num_microbatches * shards
@@ -76,8 +76,7 @@ class Sizes(NamedTuple):
 
   @property
   def asked(self) -> tuple[GenerateConfig, int, int]:
-    """Of a device's call: its settings, but for how tokens are drawn, prompts,
-    and tokens of a prompt."""
+    """A device's call: settings (but sampling), prompts, and their tokens."""
     rollout = self.made.rollout
     cache = dict(cache_tokens=rollout.cache_tokens, page_size=rollout.page_size)
     settings = GenerateConfig(rollout.max_new_tokens, self.group, (), **cache)
@@ -85,15 +84,15 @@ class Sizes(NamedTuple):
 
   @property
   def least_cache(self) -> int:
-    """Tokens of the smallest cache that is tried: of two rows, or for pages."""
+    """Tokens of the smallest cache to try: two rows, or the fewest pages."""
     has_pages = self.made.rollout.page_size > 0
     return max(2 * self.width, paged.least(*self.asked) if has_pages else 0)
 
   def slots(self) -> dict[str, Any]:
-    """How many rows a device samples at one time, and in which pages.
+    """How many rows a device samples at once, and in which pages.
 
-    `full`: where all are of full length. `apart`: why there are no pages, or
-    why no kernel reads them.
+    `full`: the same for rows of full length. `apart`: why there are no pages,
+    or why no kernel reads them.
     """
     settings, prompts, size = asked = self.asked
     slots, held, pages = refill.slots(*asked)
@@ -119,12 +118,10 @@ class Sizes(NamedTuple):
   def forward_flops(
     self, rows: int, new: int | None = None, more: int = 0
   ) -> float:
-    """Of a forward pass, the head on `new` tokens of each row alone.
+    """FLOPs of a forward pass, with the head on `new` tokens of each row.
 
-    A row has `more` tokens where something is observed behind it.
-
-    Two for each weight that a token meets, and those of the scores and of what
-    they weigh, of which causality leaves half.
+    A row is `more` tokens longer where an observation follows it. Two for each
+    weight that a token meets, and half of attention's, which is causal.
     """
     model = self.made.decoder
     new = self.made.rollout.max_new_tokens if new is None else new
@@ -137,7 +134,7 @@ class Sizes(NamedTuple):
     return float(rows * (inside + 2 * heads * length**2))
 
   def cache_bytes(self) -> float:
-    """Of keys and values of one call of the sampler, on a device."""
+    """Of the keys and values of one call of the sampler, on a device."""
     held = math.ceil(self.sampled / self.shards) * self.width
     held = min(self.made.rollout.cache_tokens or held, held)
     model = self.made.decoder
@@ -145,7 +142,7 @@ class Sizes(NamedTuple):
     return float(_bytes((empty.keys, empty.values)))
 
   def sample_flops(self) -> tuple[float, float]:
-    """Of one call: to read its prompts once, and for each token of a row."""
+    """FLOPs of one call: to read its prompts once, and to draw all tokens."""
     rows = self.sampled
     short = dataclasses.replace(self.made.rollout, max_new_tokens=0)
     asked = self._replace(made=self.made._replace(rollout=short))
@@ -154,7 +151,7 @@ class Sizes(NamedTuple):
 
 
 def per_device(made: Experiment, devices: int) -> dict[str, float]:
-  """Bytes on one device, by what they are; each seed has its own device."""
+  """Bytes on one device by kind; each seed has its own device."""
   model, loop = made.decoder, made.loop
   lift, has_adapters = made.parallel.lift, made.lora.rank > 0
   data, fsdp, tensor = 1, 1, 1
@@ -189,10 +186,9 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   products = 2 * model.width + 2 * model.mlp_size / tensor
   products += mixed + 2 * model.num_kv_heads * heads
   inside = 2 * model.width + mixed + products + model.mlp_size / tensor
-  # What enters each layer is kept, the inside of one or of all, and what a
-  # policy names; the first two twice, for what flows back: so it is within 10 %
-  # of what two compiled programs of a small decoder need on a CPU, without and
-  # with remat.
+  # Kept are the input of each layer, the inside of one or of all, and what
+  # remat names; the first two twice, for their gradients. That is within 10 % of
+  # what a small decoder's programs need on a CPU, with and without remat.
   layers = model.num_layers if model.remat == "none" else 1
   kept = {"attention": mixed, "save_weight_products": products}
   kept["dots"] = mixed + products
@@ -214,7 +210,7 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
 
 
 def sentence(made: Experiment, devices: int) -> str:
-  """What a device needs at most, in words."""
+  """The peak of a device, in words."""
   most, when = peak(per_device(made, devices))
   return (
     f"about {most / 1e9:.3f} GB on each of {devices} device(s), in {when}: "
@@ -223,7 +219,7 @@ def sentence(made: Experiment, devices: int) -> str:
 
 
 def peak(sizes: dict[str, float]) -> tuple[float, str]:
-  """The most bytes at one time, and when: the two parts take turns."""
+  """The most bytes at once, and when: sampling and updates take turns."""
   held, sampling, updating = (
     sum(sizes[name] for name in part) for part in (HELD, SAMPLING, UPDATING)
   )

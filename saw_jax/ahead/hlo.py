@@ -1,9 +1,9 @@
-"""Reads a compiled program: what moves between chips and to their memory.
+"""Reads a compiled program: what moves between chips, and to their memory.
 
-XLA's own figures count the body of a loop once. Here each loop is counted as
-often as it runs: its condition is evaluated with what is known of the scalars
-that it carries, where a value that is not known (whether all responses have
-ended) lets it go on.
+XLA's own figures count the body of a loop once; here it counts as often as it
+runs. To know how often, the loop's condition is evaluated with the scalars that
+it carries, as far as they are known. An unknown one (whether all responses have
+ended) lets the loop go on.
 """
 
 import functools
@@ -16,8 +16,8 @@ from typing import NamedTuple
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
-_MOST = 100_000  # trips of a loop that are looked at
-# Of each array that a chip has, of n chips: what it receives.
+_MOST = 100_000  # trips of a loop that are followed
+# What each of n chips receives, in arrays of the size that it holds.
 COLLECTIVES = {
   "all-gather": lambda n: n - 1,
   "all-reduce": lambda n: 2 * (n - 1) / n,
@@ -25,7 +25,7 @@ COLLECTIVES = {
   "all-to-all": lambda n: (n - 1) / n,
   "collective-permute": lambda n: 1,
 }
-# What moves nothing, or what its parts move.
+# What moves nothing, or only what its parts move.
 _FREE = set(
   "parameter constant tuple get-tuple-element bitcast while call conditional "
   "after-all opt-barrier partition-id replica-id iota domain".split()
@@ -45,7 +45,7 @@ _KNOWN = {
   "or": operator.or_,
   "not": operator.not_,
 }
-_ENDS = {"and": 0, "or": 1}  # what one operand is enough for
+_ENDS = {"and": 0, "or": 1}  # the operand that decides alone
 _ORDER = {x.upper(): getattr(operator, x) for x in "lt le gt ge eq ne".split()}
 Read = Callable[[int], int | None]
 
@@ -61,16 +61,16 @@ class Instruction(NamedTuple):
 
 
 class Moved(NamedTuple):
-  """What a collective moves, each time."""
+  """What a collective moves, and how often."""
 
   kind: str
-  elements: int  # of the array that all its chips make or have
+  elements: int  # of the whole array, on all its chips
   size: float  # bytes that a chip receives
   times: int
 
 
 class Found(NamedTuple):
-  """What a run of a program moves."""
+  """What one run of a program moves."""
 
   moved: list[Moved]
   memory: float  # bytes of a chip's memory that are read and written
@@ -87,7 +87,7 @@ def arrays(text: str) -> Iterator[tuple[int, int, bool]]:
 
 
 def _parenthesis(text: str) -> int:
-  """Where the first parenthesis of a text is closed, and one more."""
+  """The place after the parenthesis that closes a text's first."""
   depth = 0
   for mark in re.finditer(r"[()]", text):
     depth += 1 if mark[0] == "(" else -1
@@ -107,9 +107,9 @@ class Module:
     reads: int = 1,
     share: float = 1.0,
   ):
-    # Of a sampler that fills its slots again, whose loops end with the rows:
-    # tokens that a slot draws, how often prompts are read, and which share of
-    # all pages attention reads.
+    # For a sampler that refills its slots, whose loops end with the rows: the
+    # tokens that a slot draws, how often prompts are read, and the share of all
+    # pages that attention reads.
     self.steps, self.reads, self.share = steps, reads, share
     self.devices, self.computations, self.roots = devices, {}, {}
     self._ends: dict[tuple[str, str], dict[int, int | None]] = {}
@@ -143,7 +143,7 @@ class Module:
     return [name for name in found if name in self.computations]
 
   def value(self, at: str, name: str, carried: Read) -> int | None:
-    """A scalar, or None; the parameter of the computation has `carried`."""
+    """A scalar, or None; `carried` are the computation's parameters."""
     one = self.computations[at].get(name)
     if one is None or "[]" not in one.type:
       return None
@@ -183,7 +183,7 @@ class Module:
     return self._ends.get((at, source), {}).get(index)
 
   def trips(self, at: str, name: str, carried: Read) -> int | None:
-    """How often a loop runs at most; None: that cannot be known."""
+    """The most trips of a loop; None if that cannot be known."""
     one = self.computations[at][name]
     condition, body = (self.called(one, x)[0] for x in ("condition", "body"))
     inside = self.computations[body][self.roots[body]]
@@ -202,7 +202,7 @@ class Module:
         index: self.value(body, inside.operands[index], read)
         for index in list(now)
       }
-      if after.items() <= now.items():  # Nothing that is known changes.
+      if after.items() <= now.items():  # Nothing known changes any more.
         return None
       now |= after
     return None
@@ -212,14 +212,14 @@ class Module:
     at: str,
     times: int = 1,
     carried: Read = lambda i: None,
-    lost: int = 0,  # loops around it whose trips are not known
+    lost: int = 0,  # loops around it of unknown trips
     rare: int = 0,
   ) -> Iterator[tuple[str, str, int]]:
-    """Every instruction that runs, with its computation, and how often.
+    """Every instruction that runs, with its computation and how often.
 
-    `rare` is of the body of a loop whose steps were said: how often that loop
-    is entered. A loop in it whose trips are not known runs so often in all, not
-    at every step.
+    `rare` belongs to the body of a loop whose steps were given: how often that
+    loop is entered. A loop inside of unknown trips counts per entry, and not at
+    every step.
     """
     for name, one in self.computations[at].items():
       yield at, name, times
@@ -241,14 +241,14 @@ class Module:
         yield from self.walk(part, each, inside, deeper, within)
 
   def _given(self, at: str, one: Instruction, carried: Read, index: int):
-    """What a computation is called with: values, or the parts of one."""
+    """An argument that a computation is called with, or a part of a tuple."""
     source = self.computations[at].get(one.operands[0])
     if source is not None and source.type.startswith("("):
       return self._element(at, one.operands[0], index, carried)
     return self.value(at, one.operands[index], carried)
 
   def _sends(self, fusion: Instruction) -> bool:
-    """Whether a collective is inside, as a TPU has it while it multiplies."""
+    """Whether a fusion contains a collective, as a TPU's products do."""
     return any(
       _kind(one.op) in COLLECTIVES
       for name in self.called(fusion, "calls")
@@ -256,13 +256,13 @@ class Module:
     )
 
   def _goes_on(self, at: str, one: Instruction) -> bool:
-    """Whether a collective is one that another fusion has begun."""
+    """Whether another fusion began this collective."""
     part = self.computations[at].values()
     begins = any("AsyncCollectiveStart" in x.rest for x in part)
     return _is_under_way(one) and not begins
 
   def read(self, scope: str = "") -> Found:
-    """What instructions of a named scope move, each as often as it runs."""
+    """What the instructions of a named scope move, each as often as it runs."""
     moved, memory = [], 0.0
     self.unknown = 0
     fused = {
@@ -277,10 +277,10 @@ class Module:
       if scope not in one.rest:
         continue
       kind = _kind(one.op)
-      if at.startswith("all-reduce-scatter"):  # a fusion that keeps a part
+      if at.startswith("all-reduce-scatter"):  # keeps only a part of the sum
         kind = kind.replace("all-reduce", "reduce-scatter")
       if at in fused and (kind not in COLLECTIVES or self._goes_on(at, one)):
-        continue  # It is the fusion's, or counted where it began.
+        continue  # Counted with the fusion, or where it began.
       if kind in COLLECTIVES:
         types = [self.computations[at][x].type for x in one.operands]
         own = [array for text in types for array in arrays(text)]
@@ -294,7 +294,7 @@ class Module:
     return Found(moved, memory, self.unknown)
 
   def _chips(self, text: str) -> int:
-    """How many chips take part in a collective together."""
+    """How many chips take part in a collective."""
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
       return found[1].count(",") + 1
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
@@ -305,8 +305,8 @@ class Module:
     return self.devices
 
   def touched(self, at: str, one: Instruction) -> float:
-    """Bytes in HBM that an instruction reads and writes."""
-    if one.op in _FETCHES:  # Its type has both ends, in either order.
+    """Bytes of HBM that an instruction reads and writes."""
+    if one.op in _FETCHES:  # Its type has source and target, in either order.
       (_, *first), (_, *second), *_ = arrays(one.type)
       return min(first[0], second[0]) * (first[1] + second[1])
     read = 0.0
@@ -314,14 +314,14 @@ class Module:
       source = self.computations[at].get(operand)
       whole = _bytes(source.type) if source else 0
       read += min(whole, self._read_by(at, one, number, math.inf))
-      if one.op.endswith("-start"):  # names operands among its results
+      if one.op.endswith("-start"):  # Its results include its operands.
         read -= whole
     return read + min(_bytes(one.type), self._written(at, one))
 
   def _read_by(self, at: str, user: Instruction, number: int, after: float):
     """Bytes that an instruction reads of an operand; infinite: all of it.
 
-    Of what it gives on as its result, `after` is read.
+    Of a part that it hands on as its result, `after` bytes are read.
     """
     if user.op in _CUTS:
       return self._part(at, user) if number == 0 else math.inf
@@ -335,7 +335,7 @@ class Module:
     return math.inf
 
   def _reads(self, at: str, name: str, after: float) -> float:
-    """Bytes that a fusion reads of an array in it, by whatever name."""
+    """Bytes that a fusion reads of an array inside it, under any name."""
     read = after if name == self.roots[at] else 0.0
     for user, one in self.computations[at].items():
       for number, operand in enumerate(one.operands):
@@ -348,7 +348,7 @@ class Module:
     return read
 
   def _written(self, at: str, one: Instruction) -> float:
-    """Bytes of a result, or what is written into an array that stays."""
+    """Bytes written: a result, or the part of an array that is replaced."""
     part = self.computations[at]
     if one.op == "fusion" and (inside := self.called(one, "calls")):
       made = self._made(inside[0], self.roots[inside[0]])
@@ -360,21 +360,21 @@ class Module:
     return self._part(at, one)
 
   def _made(self, at: str, name: str) -> float:
-    """What a fusion writes of a result: nothing, if that is handed on."""
+    """Bytes that a fusion writes of a result; none if it only hands it on."""
     one = self.computations[at].get(name)
     if one is None or one.op == "parameter" or _is_under_way(one):
       return 0.0
     return self._written(at, one)
 
   def _part(self, at: str, one: Instruction) -> float:
-    """Bytes of a result, or of the part of an array that it replaces."""
+    """Bytes of a result, or of the operand that replaces a part of it."""
     if one.op in _PUTS:
       one = self.computations[at].get(one.operands[_PUTS[one.op]])
     return sum(size for _, size, _ in arrays(one.type)) if one else 0
 
 
 def _is_under_way(one: Instruction) -> bool:
-  """Whether it is of a collective that several fusions have part in."""
+  """Whether it belongs to a collective that spans several fusions."""
   return any(name in one.rest for name in ("chain_id=", "AsyncCollective"))
 
 

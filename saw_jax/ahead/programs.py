@@ -1,8 +1,7 @@
-"""The programs of a run, over shapes: nothing is allocated or read.
+"""The programs of a run over shapes; nothing is allocated or read.
 
-`Policy` and `Learner` are the run's own. The lift alone is another: it keeps
-what it is given to wrap, so that each program can be traced for devices that
-need not be here.
+`Policy` and `Learner` are the run's own. Only the lift differs: it keeps what
+it would wrap, so that each program can be traced for devices that are not here.
 """
 
 import dataclasses
@@ -31,40 +30,17 @@ from saw_jax.training.batch import TrainBatch
 from saw_jax.types import PyTree
 
 
-class Program(NamedTuple):
-  """One program of a step."""
+class Kept(NamedTuple):
+  """What a lift was given to wrap; called, it also keeps the arguments."""
 
-  name: str
   jitted: Any
-  args: tuple[PyTree, ...]  # shapes, and where they lie
   mesh: Any
   rules: tuple  # from the axes of an array to those of the mesh
-  runs: float  # times in a step
-  model_flops: float  # of one run, on all devices: what no program can save
-  cache: float = 0.0  # bytes of keys and values, on a device
-  # Of a sampler: see `loops_of`, the model's FLOPs of reading prompts, and what
-  # `Sizes.slots` says.
-  loops: tuple[int, int, float] = (0, 1, 1.0)
-  prefill_flops: float = 0.0
-  slots: Mapping[str, Any] = MappingProxyType({})
+  inputs: tuple[str, ...] = ()
+  args: tuple[PyTree, ...] = ()  # shapes and their places
 
-  def trace(self):
-    """Traces it as the lift does, with the mesh and the rules that it sets."""
-    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
-      return self.jitted.trace(*self.args)
-
-
-class _Kept(NamedTuple):
-  """What a lift was given, and in a call the arguments."""
-
-  jitted: Any
-  rules: tuple
-  mesh: Any
-  inputs: tuple[str, ...]
-  args: tuple[PyTree, ...] = ()
-
-  def __call__(self, *args) -> "_Kept":
-    """Takes the arguments of a lifted function; rows become shapes."""
+  def __call__(self, *args) -> "Kept":
+    """Keeps the arguments of a call; rows become shapes."""
     placed = (
       self._rows(arg) if kind == parallel.ROWS else arg
       for kind, arg in zip(self.inputs, args, strict=True)
@@ -72,42 +48,59 @@ class _Kept(NamedTuple):
     return self._replace(args=tuple(placed))
 
   def _rows(self, tree: PyTree) -> PyTree:
-    """Those of one seed, which the devices share."""
-    axes = jax.sharding.PartitionSpec(("data", "fsdp"))
-    place = jax.sharding.NamedSharding(self.mesh, axes)
+    """The rows of one seed, split over the devices."""
+    place = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
     return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=place), tree
     )
 
-  def replace(self, **_) -> "_Kept":
-    """As of a result: what is set in it afterwards is no part of a program."""
+  def replace(self, **_) -> "Kept":
+    """Stands in for a result, whose later changes are not in the program."""
     return self
+
+  def trace(self):
+    """Traces it as the lift does, under its mesh and rules."""
+    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+      return self.jitted.trace(*self.args)
+
+
+class Program(NamedTuple):
+  """One program of a step."""
+
+  name: str
+  kept: Kept
+  runs: float  # times in a step
+  model_flops: float  # of one run on all devices, which no program can save
+  cache: float = 0.0  # bytes of keys and values on a device
+  # Of a sampler: see `loops_of`; the model's FLOPs to read prompts; see
+  # `Sizes.slots`.
+  loops: tuple[int, int, float] = (0, 1, 1.0)
+  prefill_flops: float = 0.0
+  slots: Mapping[str, Any] = MappingProxyType({})
 
 
 def _keep(
   mesh, fn, inputs, _, *, takes_axis_name=False, donate=(), rules=parallel.RULES
-) -> _Kept:
+) -> Kept:
   del takes_axis_name
   options = parallel.compiler_options(mesh)
   jitted = jax.jit(fn, donate_argnums=donate, compiler_options=options)
-  return _Kept(jitted, rules, mesh, inputs)
+  return Kept(jitted, mesh, rules, inputs)
 
 
 class _Weights(sampling.Weights):
-  """A sampler's parameters as shapes, which are always at hand."""
+  """A sampler's parameters as shapes."""
 
   def __init__(self, lift, config, params: PyTree):
-    # Programs, by their names: with their arguments, and how often they run.
-    self.copies: dict[str, tuple[Any, tuple, int]] = {}
+    self.copies: dict[str, tuple[Kept, int]] = {}  # and how often they run
     whole = NamedSharding(lift.mesh, PartitionSpec())
     index = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
 
     def copy(likes, shapes, *layer: int):
-      program = sampling.copier(likes)
-      if layer:
-        self.copies["layers"] = program, (shapes, index), layer[0] + 1
-      else:
-        self.copies["weights"] = program, (shapes,), 1
+      name, runs = ("layers", layer[0] + 1) if layer else ("weights", 1)
+      args = (shapes, index) if layer else (shapes,)
+      kept = Kept(sampling.copier(likes), lift.mesh, parallel.RULES, args=args)
+      self.copies[name] = kept, runs
       return _again(likes)
 
     self.whole = sampling.lay_out(lift, config, params, copy)
@@ -117,7 +110,7 @@ class _Weights(sampling.Weights):
 
 
 class Outline(Policy):
-  """A policy of shapes, over devices that need not be here."""
+  """A policy of shapes, over devices that are not here."""
 
   def __init__(self, made: Experiment, devices: list):
     self.made, self.decoder, self.num_seeds = made, made.decoder, 1
@@ -163,7 +156,7 @@ class Outline(Policy):
     return self.whole
 
   def held(self, program: str) -> PyTree:
-    """What devices hold while a program runs, its arguments among it."""
+    """What devices hold while a program runs, arguments included."""
     held = [self.state, self.base]
     if program not in ("weights", "update"):  # a sampler's parameters
       held += [self.weights.whole] + [self.whole] * (self.base is not None)
@@ -175,20 +168,13 @@ class Outline(Policy):
 
 
 def programs_of(policy: Outline) -> Iterator[Program]:
-  """The programs of a step in the order in which it runs them.
-
-  Rows are as long as they may be: a step of shorter ones needs less.
-  """
+  """The programs of a step, in order, for rows of the greatest length."""
   made = policy.made
   learner, loop = Learner(policy, [0], Clock()), made.loop
   sizes = Sizes.of(made, policy.lift.num_shards)
 
-  def program(name, kept, *more):
-    return Program(name, kept.jitted, kept.args, policy.mesh, kept.rules, *more)
-
-  for name, (copy, args, runs) in policy.weights.copies.items():
-    kept = _Kept(copy, parallel.RULES, None, (), args)
-    yield program(name, kept, runs, 0.0)
+  for name, (kept, runs) in policy.weights.copies.items():
+    yield Program(name, kept, runs, 0.0)
   prompts = transcript.PromptBatch(
     np.zeros((1, sizes.prompts, made.rollout.max_prompt_tokens), np.int32),
     *np.zeros((2, 1, sizes.prompts), np.int32),
@@ -202,7 +188,7 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   kept = sampler(policy.params, prompts, keys)
   first, rest = sizes.sample_flops()
   more = first + rest, sizes.cache_bytes(), loops_of(sizes), first
-  yield program("generate", kept, sizes.calls, *more, sizes.slots())
+  yield Program("generate", kept, sizes.calls, *more, sizes.slots())
 
   batch, known = batch_of(sizes, learner), learner.programs
   passes = int(learner.needs_old) + made.method.needs_reference
@@ -211,24 +197,24 @@ def programs_of(policy: Outline) -> Iterator[Program]:
   parted = policy.params, learner.in_parts(batch)
   if made.labels.method != "truth":
     passes -= int(learner.needs_old)
-    yield program("observe", known["observe"](*parted), 1, flops)
+    yield Program("observe", known["observe"](*parted), 1, flops)
   if passes:
-    yield program("log_probs", known["log_probs"](*parted), passes, flops)
+    yield Program("log_probs", known["log_probs"](*parted), passes, flops)
   rows = sizes.rows // loop.num_minibatches
   part = jax.tree.map(lambda x: x[:, :rows], batch)
   part = learner.packed(part, loop.num_microbatches)
-  # Forward, and backward to activations and to weights; of adapters, the
-  # gradients of whole weights need not be.
+  # Forward, and backward to activations and to weights; adapters need no
+  # gradients of whole weights.
   flops = (2 if made.lora.rank else 3) * sizes.forward_flops(rows, more=more)
   kept = known["update"](policy.state, part, policy.base)
-  yield program("update", kept, loop.num_minibatches, flops)
+  yield Program("update", kept, loop.num_minibatches, flops)
 
 
 def loops_of(sizes: Sizes) -> tuple[int, int, float]:
-  """What `hlo.Module` is told of a sampler's loops, for rows of full length.
+  """What `hlo.Module` has to know of a sampler's loops; rows have full length.
 
-  Tokens that a slot draws, in each of the loops that draw; how often prompts
-  are read, or else rows begun, in each; and the share of pages that are read.
+  How many tokens a slot draws in each loop that draws; how often each reads
+  prompts, or begins rows; and the share of all pages that is read.
   """
   rollout, slots = sizes.made.rollout, sizes.slots()
   rows = slots["rows"]
@@ -244,11 +230,11 @@ def loops_of(sizes: Sizes) -> tuple[int, int, float]:
 
 
 def batch_of(sizes: Sizes, learner: Learner) -> TrainBatch:
-  """A step's rows, each as long as it may be, in no memory to speak of."""
+  """A step's rows of the greatest length, in hardly any memory."""
   made = sizes.made
   method, prompt = made.method, made.rollout.max_prompt_tokens
   shape, width = (1, sizes.rows), made.rollout.max_new_tokens
-  if method.world is not None:  # Glue and what was seen come behind a response.
+  if method.world is not None:  # Glue and an observation follow a response.
     width += made.episodes.max_observation_tokens
     width += len(agents.glue_of(made.tokenizer))
 

@@ -1,4 +1,4 @@
-"""What is said of the programs of a run on a slice."""
+"""Says in words what the programs of a run need of a slice."""
 
 import dataclasses
 import math
@@ -11,17 +11,17 @@ from saw_jax.run.sections import Experiment
 
 GIB = 2**30
 Figures = Mapping[str, Any]  # of one program: see `compiled.measure`
-# What the rows of a call, of an episodes' call and of a pass are cut by.
+# What bounds the rows of a call, of a call in episodes, and of a pass.
 _CACHE, _CALLS = "rollout.cache_tokens", "episodes.rows_per_call"
 _PARTS = "loop.num_microbatches"
-# What the backward pass computes again: next to nothing, all but what attention
-# gives, everything.
+# What the backward pass recomputes: next to nothing, all but attention's
+# results, everything.
 REMATS = ("dots", "attention", "full")
 _LONGEST = 5  # collectives that are named
 
 
 def has(topology: Topology) -> float:
-  """Bytes of a chip; nothing is known of a virtual one."""
+  """Bytes of a chip; infinite for a virtual one."""
   return GIB * topology.chip["memory_GiB"] if topology.chip else math.inf
 
 
@@ -30,9 +30,9 @@ def fits(found: Figures, topology: Topology) -> bool:
 
 
 def roofline(found: Figures, topology: Topology) -> dict[str, float]:
-  """Seconds of one run, of each kind of work as fast as a chip can do it.
+  """Seconds of one run for each kind of work, at a chip's full speed.
 
-  Nobody runs faster than the slowest of them, if all is done at once.
+  Done all at once, the slowest of them bounds the run.
   """
   chip = topology.chip
   if chip is None or found.keys().isdisjoint(("moved", "sent")):
@@ -46,9 +46,9 @@ def roofline(found: Figures, topology: Topology) -> dict[str, float]:
 
 
 def seconds(found: Figures, topology: Topology) -> float:
-  """What a program takes at least in a step; NaN if nobody knows.
+  """The least seconds of a program in a step; NaN if they are unknown.
 
-  Of its parts, which run one after the other, each at its roofline.
+  Its parts run one after the other, each at its roofline.
   """
   parts = found.get("parts", {"": found}).values()
   times = [max(roofline(x, topology).values(), default=math.nan) for x in parts]
@@ -56,7 +56,7 @@ def seconds(found: Figures, topology: Topology) -> float:
 
 
 def lines(found: Figures, topology: Topology) -> Iterator[str]:
-  """Says a record in words: of the run, of a program, of what would help."""
+  """A record in words: of the run, of a program, or of what would help."""
   if "mesh" in found:
     axes = ", ".join(f"{name} {size}" for name, size in found["mesh"].items())
     yield f"{topology.name}, {topology.count} chips, a mesh of {axes}"
@@ -109,7 +109,7 @@ def _program(found: Figures, topology: Topology) -> Iterator[str]:
 
 
 def _slots(found: Mapping[str, Any]) -> str:
-  """How many rows are sampled at one time, and in which pages."""
+  """How many rows are sampled at once, and in which pages."""
   said = f"{found['slots']:,} of {found['rows']:,} rows"
   if found["slots"] > found["full"]:
     said += f", {found['full']:,} if all are of full length"
@@ -127,7 +127,7 @@ def _slots(found: Mapping[str, Any]) -> str:
 def verdict(
   every: Sequence[Figures], topology: Topology
 ) -> tuple[bool, list[str]]:
-  """Whether all fits, and what is said of the run, with what to change."""
+  """Whether everything fits, and the last lines, with what to change."""
   programs = {x["program"]: x for x in every if "program" in x}
   lost = [name for name, x in programs.items() if not fits(x, topology)]
   more = {}
@@ -147,7 +147,7 @@ def verdict(
 
 
 def check_room(made: Experiment, topology: Topology) -> None:
-  """Refuses what has no room in the smallest parts, by arithmetic."""
+  """Raises if, by arithmetic, even the smallest parts have no room."""
   count, sizes = topology.count, footprint.Sizes.of(made, topology.count)
   parts = max(1, sizes.rows // made.loop.num_minibatches // count)
   cache = sizes.least_cache
@@ -169,7 +169,7 @@ def check_room(made: Experiment, topology: Topology) -> None:
 
 
 def reached(program: str, before: Mapping, after: Mapping) -> bool:
-  """Whether a program is another one with the keys that came later."""
+  """Whether keys that came later change a program."""
   own = ["parallel."]
   if program == "generate":
     own += ["rollout.", "episodes."]
@@ -184,16 +184,15 @@ def choices(
 ) -> Iterator[dict[str, Any]]:
   """Keys with which a program should fit, the best first.
 
-  Of an update that fits, those with which it computes less again, or sends less
-  where it waits for links. What is kept for that is known by arithmetic; what
-  has to be less goes in proportion to it.
+  For an update that fits, keys with which it recomputes less, or sends less if
+  links are what it waits for. Memory is scaled in proportion to arithmetic.
   """
   samples, is_well = found["program"] == "generate", fits(found, topology)
   if is_well and found["program"] != "update":
     return
   now, before = made.parallel.tensor, _of_rows(made, topology.count, samples)
   held, rate = found["beside"] + found["arguments"], 1.0
-  # Of more parts than this, each has a row and nothing to pack it with.
+  # With more parts than this, each has one row and nothing to pack it with.
   most = made.loop.num_microbatches
   if not made.method.per_step:
     shards = topology.count // now * (1 + (made.loop.pack_length > 0))
@@ -210,7 +209,7 @@ def choices(
       continue
     after = _of_rows(_with(made, keys), topology.count, samples)
     needs = found["needs"] + rate * (after - before)
-    if samples:  # It has its weights whole, but for their parts over `tensor`.
+    if samples:  # It has whole weights, split over `tensor` alone.
       cut = now / keys.get("parallel.tensor", now)
       needs -= found["arguments"] * (1 - cut)
     if keys and needs <= has(topology):
@@ -218,7 +217,7 @@ def choices(
 
 
 def _of_rows(made: Experiment, count: int, samples: bool) -> float:
-  """Bytes that the rows of a program take on a chip, by arithmetic."""
+  """Bytes on a chip that depend on a program's rows, by arithmetic."""
   sizes = footprint.per_device(made, count)
   names = footprint.SAMPLING if samples else footprint.UPDATING
   return sum(sizes[name] for name in names)
@@ -235,9 +234,9 @@ def _with(made: Experiment, keys: Mapping[str, Any]) -> Experiment:
 def _settings(
   made: Experiment, samples: bool, count: int
 ) -> Iterator[dict[str, Any]]:
-  """What may differ where rows still split, the best first.
+  """Settings with which rows still split, the best first.
 
-  The least is computed again, in the fewest parts; matrices are cut last.
+  That is the least recomputed, in the fewest parts; matrices are split last.
   """
   loop, now = made.loop, made.parallel.tensor
   remats = dict.fromkeys((made.decoder.remat, *REMATS))

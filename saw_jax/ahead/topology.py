@@ -1,4 +1,4 @@
-"""Slices by name, and what a chip of each can do; imports no JAX by itself."""
+"""Slices by name, and what their chips can do; imports JAX only when asked."""
 
 import importlib.util
 import math
@@ -11,28 +11,28 @@ from typing import NamedTuple
 from saw_jax import naming
 from saw_jax.tasks import base
 
-# What a chip can do, and who says so. Links: what it can receive.
+# What a chip can do, with the source. Links: what it can receive.
 CHIPS: Mapping[str, Mapping] = base.asset(__file__, "chips.json")
 _SET = "SAW_JAX_FIT"
 _FORM = "a topology is v5e:2x4 or v5e-8 (chips), gpu:h100x8, or cpu:8, not {!r}"
 
 
 class Topology(NamedTuple):
-  """So many chips of one kind."""
+  """A number of chips of one kind."""
 
   name: str  # as v5e:2x4
   kind: str  # tpu, gpu or cpu
-  chip: Mapping | None  # a row of CHIPS; None: nothing is known of it
+  chip: Mapping | None  # a row of CHIPS; None: unknown
   count: int
 
   @property
   def compiles(self) -> bool:
-    """Whether its own compiler is here; else XLA's partitioner stands in."""
+    """Whether its compiler is here; otherwise XLA's partitioner stands in."""
     return self.kind == "tpu" and importlib.util.find_spec("libtpu") is not None
 
 
 def read(name: str) -> Topology:
-  """Reads the name of a topology, or says in a ValueError what is wrong."""
+  """Reads the name of a topology."""
   if found := re.fullmatch(r"cpu:(\d+)", name):
     return Topology(name, "cpu", None, _positive(name, int(found[1])))
   if found := re.fullmatch(r"gpu:(\w+?)x(\d+)", name):
@@ -63,18 +63,18 @@ def _positive(name: str, count: int) -> int:
 
 
 def environment(topology: Topology) -> dict[str, str]:
-  """What has to be set before JAX is imported, in a process of its own."""
+  """The environment of a process that compiles for a topology."""
   count = 1 if topology.compiles else topology.count
   return os.environ | {
     _SET: topology.name,
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(count),
-    # There is no TPU to ask, and several programs may compile at a time.
+    # There is no TPU to ask, and several processes may compile at once.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # Scopes are read, too: a program that has others is another one.
+    # Scopes are read as well: programs that differ in them are not the same.
     "JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true",
     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
   }
@@ -86,14 +86,14 @@ def is_set() -> bool:
 
 
 def devices_of(topology: Topology) -> list:
-  """The devices of a topology, to compile for; call it where it was set."""
+  """The devices to compile for, in a process with that environment."""
   import jax
 
   if not topology.compiles:
     return jax.devices()[: topology.count]
   from jax.experimental import topologies
 
-  # What is traced here is for there: the library asks which it is.
+  # The library asks where a program will run.
   jax.default_backend = lambda: topology.kind
   found = topologies.get_topology_desc(topology.name, platform="tpu")
   return list(found.devices)

@@ -1,4 +1,4 @@
-"""The command `saw`: one module a command, found by its first word.
+"""The command `saw`: its first word names a module here.
 
   saw train --help
 
@@ -16,7 +16,7 @@ from absl import flags
 from saw_jax import naming
 from saw_jax.run import command_line
 
-flags.disclaim_key_flags()  # They are the command's, in its --help.
+flags.disclaim_key_flags()  # --help shows flags as the command's own.
 
 NAMES = "train doctor evaluate generate export compare sweep table list".split()
 NAMES += ["annotate", "fit"]
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def run(name: str, typed: str) -> None:
-  """Runs a command whose words stand in `sys.argv`, behind what was typed."""
+  """Runs a command on `sys.argv`, in which `typed` replaces the first word."""
   sys.argv[0] = typed
   command = importlib.import_module(f"{__name__}.{name}")
   command_line.define(name)

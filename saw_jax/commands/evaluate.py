@@ -44,7 +44,7 @@ def evaluate(
   task: Any = None,
   config: Any = None,
 ) -> dict[str, Any]:
-  """Prints and writes scores, and returns them by seed; see `saw evaluate`."""
+  """Prints, writes and returns the scores of each seed; see `saw evaluate`."""
   from saw_jax.reporting import statistics
   from saw_jax.run import build, evaluation, metrics, run_directory, store
   from saw_jax.run import config as config_lib
@@ -87,7 +87,7 @@ def evaluate(
         size, between = len(per_example), f"[{found.low:.3f}, {found.high:.3f}]"
         said = f"{between}  over {size} examples" if size > 1 else "one example"
         lines.append(f"  {name:<12} {found.mean:7.3f}  {said}")
-      # A benchmark may average in a way of its own, such as by category.
+      # A benchmark may have averages of its own, such as by category.
       if hasattr(experiment.task, "averages"):
         asked = experiment.task.examples(run.evaluation.split)
         asked = policy.encoder.keep(asked)[: len(figures["right"])]

@@ -31,7 +31,7 @@ def export(
   task: Any = None,
   config: Any = None,
 ) -> None:
-  """Writes a policy; `task` and `config` are those of `evaluate.evaluate`."""
+  """Writes a policy; `task` and `config` are as for `evaluate.evaluate`."""
   output = store.folder_of(output, "--output")
   if (output / "config.json").exists():
     raise command_line.UsageError(f"--output: there is a model in {output}")

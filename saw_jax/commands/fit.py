@@ -26,7 +26,7 @@ from saw_jax.ahead import topology as topology_lib
 from saw_jax.run import command_line
 from saw_jax.run import config as config_lib
 
-_TRIES = 4  # of what may help a program
+_TRIES = 4  # settings that may help a program
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def _run(more=()):
-  """The run of the flags, with `more` keys."""
+  """The settings of the flags, with `more` keys."""
   words = [(key, str(value)) for key, value in dict(more).items()]
   run = config_lib.typed(command_line.given_config(*words))
   return config_lib.replace(run, "rollout.page_size", flags.FLAGS.page_size)
@@ -79,7 +79,7 @@ def _by_arithmetic(where) -> int:
 
 
 def _compile(where) -> Iterator[dict]:
-  """The figures of each program, in the process that was set up for it."""
+  """The figures of each program, in a process that was set up for that."""
   from saw_jax.ahead import compiled, programs, report
 
   given = flags.FLAGS
@@ -91,7 +91,7 @@ def _compile(where) -> Iterator[dict]:
     found = ahead.measure(made_with(more), name)
     return found | {"with": more} if more else found
 
-  more, known = {}, {}  # what helps, and what each program was compiled with
+  more, known = {}, {}  # keys that help, and those each program was made with
   with command_line.checking_input():
     if given.suggest:
       more = compiled.splitting(_run(more), where.count)
@@ -121,8 +121,8 @@ def _compile(where) -> Iterator[dict]:
       if not is_well:
         yield {"given up": name}
       elif tried:
-        yield found  # It stays as it is.
-  for name, before in known.items():  # What came later may reach others.
+        yield found  # Nothing is better.
+  for name, before in known.items():  # Later keys may change earlier programs.
     if report.reached(name, before, more):
       yield measure(name, more)
 

@@ -59,7 +59,7 @@ def main() -> int:
   key = jax.random.key(given.seed)
   for token in generate.stream(config, settings, params, ids, key):
     chosen.append(token)
-    # A character may take several tokens: its first bytes wait for the others.
+    # The first bytes of a character wait for the tokens of the others.
     text = tokenizer.decode(chosen).rstrip("\ufffd")
     sure = stops.settled(text, ends)
     print(sure[len(shown) :], end="", flush=True)

@@ -12,14 +12,14 @@ from typing import Any
 
 from saw_jax import naming
 
-# A comma that stands in no brackets.
+# A comma outside of brackets.
 _COMMA = re.compile(r",(?![^\[(]*[\])])")
 
 
 def cells(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-  """Reads `key=value,value` of each key; a value may be a list in brackets.
+  """Reads `key=value,value` for each key; a value may be a list in brackets.
 
-  Returns key -> value of each cell, by a name that fits a directory:
+  Returns each cell's values by key, under a name that can be a directory:
 
   >>> list(cells(["optimizer.b1=0.8,0.9", "rollout.stops=['a','b']"]))
   ['b1=0.8,stops=-a-,-b-', 'b1=0.9,stops=-a-,-b-']
@@ -40,7 +40,7 @@ def cells(texts: Sequence[str]) -> dict[str, dict[str, str]]:
   for values in itertools.product(*grid.values()):
     pairs = zip(names, values, strict=True)
     name = ",".join(f"{key}={value}" for key, value in pairs)
-    name = re.sub(r"[^\w.,=+-]+", "-", name)  # nothing for a shell or a path
+    name = re.sub(r"[^\w.,=+-]+", "-", name)  # safe in a shell and a path
     if name in made:
       raise ValueError(f"--grid: two cells would be called {name}")
     made[name] = dict(zip(grid, values, strict=True))
@@ -48,7 +48,7 @@ def cells(texts: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
-  """Words of a command without some flags and what these are set to."""
+  """The words of a command without some flags and their values."""
   kept, rest = [], iter(words)
   for word in rest:
     name, equals, _ = word.lstrip("-").partition("=")
@@ -60,7 +60,7 @@ def without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
 
 
 def open_executor(folder: pathlib.Path, given: Sequence[str]) -> Any:
-  """What submits jobs: a cluster of submitit, and its parameters."""
+  """Opens submitit's executor: the name of a cluster, then parameters."""
   with naming.needs_extra("submitit", "--submit needs its library"):
     import submitit
   cluster, *parameters = given
@@ -78,7 +78,7 @@ def open_executor(folder: pathlib.Path, given: Sequence[str]) -> Any:
 
 
 def job_array(folder: pathlib.Path, commands: Sequence[Sequence[str]]) -> str:
-  """A job array, a line a cell; what a job may use, `sbatch` is told."""
+  """A job array with a line for each cell; resources are flags of `sbatch`."""
   python = shlex.join([sys.executable, "-m", "saw_jax"])
   lines = [
     "#!/bin/bash",

@@ -66,7 +66,7 @@ def main() -> int:
     print(f"{count}, logs in {submits.folder}:")
     for name, job in zip(todo, jobs, strict=True):
       print(f"  job {job.job_id}: {name}")
-      if submits.cluster == "debug":  # which runs a job when it is asked of it
+      if submits.cluster == "debug":  # It runs a job when its result is asked.
         job.results()
     return 0
   failed = []
@@ -90,13 +90,13 @@ def main() -> int:
 def _check(
   directory: pathlib.Path, cell: Mapping[str, str], seeds: Sequence[int]
 ) -> bool:
-  """Looks at all of a cell's config; whether it was trained to its end."""
+  """Checks a cell's config; whether the cell was trained to its end."""
   from saw_jax.reporting import runs
   from saw_jax.run import build, config, run_directory
 
   run = config.typed(train.given_config(*cell.items()))
   run, task = build.remembered(run, directory, None)
-  # What a plan runs may have other devices.
+  # A plan may run on other devices.
   here = (seeds, directory) if flags.FLAGS.plan == "run" else ()
   build.outline(run, *here, task=task)
   document = run_directory.document_of(run, seeds)

@@ -26,7 +26,7 @@ from saw_jax.run import command_line, metrics, store
 
 
 def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict:
-  """The config of these flags; `more` are keys and texts that override it."""
+  """The config of the flags, with `more` overrides of keys."""
   log = flags.FLAGS.log
   writers = [("loop.writers", repr(tuple(log)))] if log else []
   return command_line.given_config(*writers, *more)
@@ -40,7 +40,7 @@ def main() -> int:
     if store.is_store(given.compilation_cache or ""):
       store.open_root(given.compilation_cache, writes=True)
     folder = store.local(given.workdir, writes=True)
-  # JAX is imported here: a mistake in the flags is answered before that.
+  # JAX is imported only now: mistakes in the flags are answered before.
   import jax
 
   _keep_programs(given.compilation_cache, given.workdir)
@@ -67,9 +67,9 @@ def main() -> int:
 
 
 def _keep_programs(folder: str | None, workdir: str) -> None:
-  """Has compiled programs kept: a start after a preemption compiles nothing.
+  """Keeps compiled programs, so that a start after a preemption compiles none.
 
-  A place that the environment or the caller has chosen stays.
+  A place that the environment or the caller chose is left alone.
   """
   import jax
 
@@ -84,7 +84,7 @@ def _keep_programs(folder: str | None, workdir: str) -> None:
 
 
 def _check_processes() -> tuple:
-  """What JAX is told of the processes; nothing where the cluster says it."""
+  """What JAX is told of the processes; nothing where the cluster tells it."""
   given, both = flags.FLAGS, "--num_processes and --process_id"
   place, count, index = given.coordinator, given.num_processes, given.process_id
   if place in (None, "auto"):
@@ -103,7 +103,7 @@ def _check_processes() -> tuple:
 
 
 def read_seeds() -> list[int]:
-  """The seeds; flags that cannot be are said, as JAX is not yet imported."""
+  """The seeds; also checks other flags while JAX is not yet imported."""
   words, given = flags.FLAGS.seeds, flags.FLAGS
   said = f"--seeds are numbers from 0 on that differ, not {','.join(words)!r}"
   try:

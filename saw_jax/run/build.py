@@ -1,4 +1,4 @@
-"""The border: a config comes in, an experiment goes out."""
+"""The border: turns a config into an experiment."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from saw_jax.training import hosts, parallel, update
 from saw_jax.types import PyTree
 
 LOG = logging.getLogger(__name__)
-# Fields of a decoder that say how it is computed, not what it is.
+# Fields of a decoder that say how it is computed, not what it computes.
 COMPUTED = ("scan_layers", "remat", "attention", "dtype", "param_dtype")
 
 
@@ -41,20 +41,20 @@ def build(
   task: Task | AgentTask | None = None,
   resume_step: int | None = None,
 ) -> Experiment:
-  """Makes everything that a run needs, with a task or that of the config.
+  """Makes everything that a run needs, with the given task or the config's.
 
-  Trains the warm start if there is one, or reads the pretrained weights. Before
-  that, which can take minutes, all that is wrong with the config has been said:
-  as a KeyError (an unknown name), a TypeError (an unknown key or option, a
-  wrong type), a ValueError (values that do not go together, a damaged
-  checkpoint), a FileNotFoundError or an ImportError (a library is missing).
+  Trains the warm start if there is one, or reads the pretrained weights. That
+  can take minutes, so every mistake in the config is raised before: a KeyError
+  (an unknown name), a TypeError (an unknown key or option, a wrong type), a
+  ValueError (values that do not go together, a damaged checkpoint), a
+  FileNotFoundError or an ImportError (a library is missing).
 
-  With `seeds` it is to be trained here, and so is what is wrong with devices,
-  writers and examples: `checks`. With a `directory` it is to be trained there:
-  a RunError says that another run is there, or another process; from then on
-  the directory is this process's, and has a `run.json`. A CheckpointError says
-  that there is no `resume_step`, and a RewardError that a worker process cannot
-  load the task.
+  With `seeds` the run is to be trained here, and devices, writers and examples
+  are checked, too (`checks`). With a `directory` it is to be trained there: a
+  RunError says that another run or another process is there; otherwise the
+  directory now belongs to this process and has a `run.json`. A CheckpointError
+  says that there is no `resume_step`, a RewardError that a worker process
+  cannot load the task.
   """
   run = config if isinstance(config, RunConfig) else config_lib.typed(config)
   if directory is not None:
@@ -84,7 +84,7 @@ def build(
 def remembered(
   run: RunConfig, directory: str | os.PathLike, task: Task | AgentTask | None
 ) -> tuple[RunConfig, Task | AgentTask]:
-  """A task, and a config that makes it again wherever it is read."""
+  """The task, and the config with which a reader of the run makes it again."""
   name, options = run.task.name, run.task.options
   if not (name if task is None else hasattr(task, "components")):
     raise TypeError(f"{task!r:.40} is no task: saw_jax.task makes one")
@@ -105,7 +105,10 @@ def outline(
   directory: str | os.PathLike | None = None,
   task: Task | AgentTask | None = None,
 ) -> tuple[Experiment, pretrained.Pretrained | None]:
-  """An experiment without parameters, and its checkpoint; writes nothing."""
+  """The experiment without parameters, and the checkpoint that it starts from.
+
+  Checks everything and writes nothing.
+  """
   if directory is not None:
     document = run_directory.document_of(run, seeds)
     run_directory.check_run(directory, document, run.optimizer)
@@ -129,14 +132,14 @@ def outline(
 def _make_model(
   run: RunConfig,
 ) -> tuple[pretrained.Pretrained | None, Tokenizer, DecoderConfig]:
-  """The checkpoint without its weights, if there is one, and what it says."""
+  """The checkpoint, if there is one; the tokenizer and the decoder."""
   name, model = run.tokenizer.name, run.model
   if not run.checkpoint:
     tokenizer = registry.make_tokenizer(name, run.chat_template_options)
     size = tokenizer.vocab_size
     return None, tokenizer, dataclasses.replace(model, vocab_size=size)
   source = open_checkpoint(run)
-  # A name of one of our own short vocabularies stands for the model's.
+  # Names of our own short vocabularies stand for the checkpoint's tokenizer.
   name = str(source.path) if name in registry.TOKENIZERS else name
   tokenizer = registry.make_tokenizer(name, run.chat_template_options)
   if tokenizer.vocab_size > source.config.vocab_size:
@@ -191,14 +194,14 @@ def make_params(
     params = hosts.arrays_of_first(params)
   else:
     params = decoder.init_params(headless, jax.random.key(warm.seed))
-  # Added later, so that all rows of a table share one start.
+  # Added last, so that all rows of a table share one start.
   if experiment.decoder.value_head:
     params = decoder.add_value_head(params, experiment.decoder)
   return params
 
 
 def cache_folder() -> pathlib.Path:
-  """Of starts that were trained before: the checkout's, else the user's."""
+  """Where trained starts are cached: in the checkout, or the user's cache."""
   if not config_lib.IS_INSTALLED:
     return config_lib.FOLDER.parent / ".cache"
   user = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -206,9 +209,9 @@ def cache_folder() -> pathlib.Path:
 
 
 def checkpoint_step(workdir: str | os.PathLike, word: str) -> int | None:
-  """The step of `last` (none), `best`, or a number, in a run directory.
+  """The step that `last` (None), `best` or a number names in a run directory.
 
-  A `CheckpointError` says that there is none.
+  A `CheckpointError` says that there is no such checkpoint.
   """
   if word not in ("last", "best") and not word.isdigit():
     said = "last, best or a step (start, of saw evaluate)"
@@ -227,7 +230,7 @@ def read_policy(
   task: Any = None,
   config: Any = None,
 ) -> tuple[RunConfig, Experiment, int, int, PyTree]:
-  """Reads one policy of a run: settings, experiment, seed, step, parameters."""
+  """One policy of a run: its settings, experiment, seed, step, parameters."""
   run, seeds = run_directory.read_config(workdir, config)
   seed = seeds[0] if seed is None else seed
   if seed not in seeds:
@@ -242,7 +245,7 @@ def read_policy(
 
 
 def _uncalled(given: Any) -> Any:
-  """Options of a task that scores nothing: its functions may be in no file."""
+  """Options for a task that scores nothing, whose functions may be lost."""
   if isinstance(given, Mapping):
     return {name: _uncalled(value) for name, value in given.items()}
   return (lambda *_: None) if naming.is_lost(given) else given

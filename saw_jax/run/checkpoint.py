@@ -1,7 +1,7 @@
-"""Checkpoints: Orbax and nothing else, and no pickles.
+"""Checkpoints, by Orbax and without pickles.
 
-A checkpoint is the arrays of the state, a JSON document of the host, and a
-fingerprint of every array. A run that is killed in mid-write leaves the last
+A checkpoint has the arrays of the state, a JSON document of the host, and a
+fingerprint of every array. A run that is killed while it writes leaves the last
 checkpoint whole; the fingerprints find damage that happens later.
 """
 
@@ -28,11 +28,11 @@ from saw_jax.training import hosts
 from saw_jax.types import Array, PyTree
 
 LOG = logging.getLogger(__name__)
-_LARGE = 2**16  # numbers: for fewer, to compile takes longer than to bring them
+_LARGE = 2**16  # numbers: fewer are fetched faster than a program is compiled
 
 
 class CheckpointError(ValueError):
-  """A checkpoint is absent, damaged or of another shape."""
+  """A checkpoint is missing, damaged or of another shape."""
 
 
 class Restored(NamedTuple):
@@ -45,10 +45,10 @@ class Restored(NamedTuple):
 
 
 class _Manager(ocp.CheckpointManager):
-  """One that a damaged score does not keep from opening the directory."""
+  """Orbax's manager, which opens a directory in spite of a damaged score."""
 
   def reached_preemption(self, step: int) -> bool:
-    """Not asked here: JAX keeps one count, which is the session's."""
+    """Never asks JAX, which keeps one count: the session's."""
     return False
 
   def metrics(self, step: int) -> dict[str, float] | None:
@@ -64,14 +64,14 @@ class _Manager(ocp.CheckpointManager):
   def _load_checkpoint_infos(self, *args: Any, **options: Any) -> list:
     try:
       return super()._load_checkpoint_infos(*args, **options)
-    except FileNotFoundError:  # Its run has removed one meanwhile.
+    except FileNotFoundError:  # The run has removed one meanwhile.
       return self._load_checkpoint_infos(*args, **options)
 
 
 class Checkpointer:
-  """Saves in the background; keeps the best, and two in case one is damaged.
+  """Saves in the background; keeps the best and, against damage, the last two.
 
-  One that `reads` changes nothing: another process may be saving there.
+  With `reads` it changes nothing: another process may be saving there.
   """
 
   def __init__(self, directory: str | os.PathLike, *, reads: bool = False):
@@ -96,11 +96,11 @@ class Checkpointer:
     if not reads:
       self._folder.start(jax.process_index(), jax.process_count())
       if jax.process_count() > 1 and not self._folder.is_shared:
-        # Each host has a folder of its own, with its part of each array in
-        # files that no other one writes. All of them together are whole.
+        # Each host writes its part of each array into files of its own, in a
+        # folder of its own; together they are the checkpoint.
         each = ocp.options.MultiprocessingOptions(primary_host=None)
         options.multiprocessing_options = each
-        # Hosts tell each other that a folder is there, but it is another's.
+        # Hosts would tell each other of a folder that others do not see.
         options.async_options = ocp.options.AsyncOptions(
           create_directories_asynchronously=False
         )
@@ -122,7 +122,7 @@ class Checkpointer:
     return self._manager.best_step() if self.steps else None
 
   def forget_after(self, step: int) -> None:
-    """Takes away the checkpoints of later steps, which are to be repeated."""
+    """Deletes the checkpoints of later steps, which will be repeated."""
     for later in reversed([one for one in self.steps if one > step]):
       LOG.info("the checkpoint of step %d is made again", later)
       self._manager.delete(later)
@@ -137,7 +137,7 @@ class Checkpointer:
     arrays: Mapping[str, np.ndarray] | None = None,
     score: float | None = None,
   ) -> None:
-    """Starts to save; returns when the arrays have been copied."""
+    """Starts saving; returns once the arrays are copied."""
     self._folder.check()
     finite = _of_each(_is_finite, [state, dict(arrays or {})])
     for name in (name for name, is_so in leaves(finite).items() if not is_so):
@@ -148,16 +148,16 @@ class Checkpointer:
     items = {"state": ocp.args.StandardSave(state)}
     document = {"host": host, "fingerprints": fingerprints(state)}
     if arrays:
-      # Copied, since they are written while the run goes on.
+      # Copied, since the run goes on while they are written.
       arrays = {name: np.array(array) for name, array in arrays.items()}
       items["arrays"] = ocp.args.StandardSave(arrays)
       document["arrays"] = fingerprints(arrays)
     document["digest"] = _digest_of(document)
     if score is not None and not math.isfinite(score):
-      score = None  # Nothing was scored: no best, and no NaN in its JSON.
+      score = None  # Nothing was scored. JSON has no NaN.
     self._manager.save(
       step,
-      force=True,  # or be told that it is there: never skipped in silence
+      force=True,  # Raise if the step exists; do not skip it silently.
       args=ocp.args.Composite(document=ocp.args.JsonSave(document), **items),
       metrics=None if score is None else {"score": float(score)},
     )
@@ -171,7 +171,7 @@ class Checkpointer:
     try:
       return self._read(template, step)
     except CheckpointError as error:
-      if self._reads:  # Its run may have a newer one, and have removed this.
+      if self._reads:  # The run may have replaced it by a newer one.
         self._folder.bring()
         self._manager.reload()
         if self.steps != steps:
@@ -185,7 +185,7 @@ class Checkpointer:
       raise CheckpointError(f"{error}; {advice}") from error
 
   def check_step(self, step: int | None) -> None:
-    """Says whether there is a checkpoint of a step, or of any (None)."""
+    """Raises if there is no checkpoint of a step, or (None) none at all."""
     if not self.steps or step not in (None, *self.steps):
       what = "" if step is None else f" of step {step}"
       raise CheckpointError(
@@ -235,7 +235,7 @@ class Checkpointer:
       args = ocp.args.Composite(**{item: args})
       found = self._manager.restore(int(folder.name), args=args)[item]
       if item == "document":
-        told = found.pop("digest", None)  # Those of before have none.
+        told = found.pop("digest", None)  # Older ones have none.
         is_whole = {"host", "fingerprints"} <= found.keys()
         if not is_whole or told not in (None, _digest_of(found)):
           raise ValueError("it is not what was saved")
@@ -265,7 +265,7 @@ def fingerprints(tree: PyTree) -> dict[str, list]:
 
 
 def _of_each(fn: Callable, tree: PyTree) -> PyTree:
-  """`fn` of each array, and of a large one on the devices that hold it."""
+  """`fn` of each array; of large ones, on the devices that hold them."""
 
   def one(x):
     return _on_devices(fn, x) if x.size > _LARGE else fn(np, hosts.fetch(x))
@@ -273,7 +273,7 @@ def _of_each(fn: Callable, tree: PyTree) -> PyTree:
   return hosts.fetch(jax.tree.map(one, tree))
 
 
-# Arrays of one shape, as those of layers are, have one program.
+# Arrays of one shape, such as those of layers, share a program.
 _on_devices = jax.jit(lambda fn, leaf: fn(jnp, leaf), static_argnums=0)
 
 
@@ -294,7 +294,7 @@ def _checksum(xp: Any, leaf: Array) -> Array:
   dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
   bits = xp.asarray(leaf, dtype).view(f"uint{dtype.itemsize * 8}")
   bits = bits.reshape(-1).astype("uint32")
-  # A sum of integers does not depend on its order, nor on the sharding.
+  # A sum of integers depends neither on its order nor on the sharding.
   odd = 2 * xp.arange(bits.size, dtype="uint32") + 1
   return xp.sum(bits * odd, dtype="uint32")
 
@@ -308,7 +308,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 @functools.cache
 def _silence_orbax() -> None:
-  """Drops tracebacks of reads that were given up, and words on read-only."""
+  """Drops Orbax's tracebacks of abandoned reads and its notes on read-only."""
   for name in ("asyncio", "absl"):
     logging.getLogger(name).addFilter(_is_news)
   before = sys.unraisablehook

@@ -1,4 +1,4 @@
-"""What is wrong with a run, said before its warm start: tables of sentences."""
+"""Says what is wrong with a run before it starts: tables of sentences."""
 
 import dataclasses
 import logging
@@ -26,10 +26,10 @@ LOG = logging.getLogger(__name__)
 
 Conflicts = dict[str, bool]
 
-# What the prompts of a step are sampled by, and its responses learned by.
+# What divides the prompts of a step into calls, and its responses into parts.
 _GROUPS, _PARTS = "rollout.length_groups", "loop.num_microbatches"
 
-# The least that a number may be, and the numbers.
+# Lower bounds, and the numbers that have them.
 LEAST = {
   1: "loop.num_steps loop.prompts_per_step loop.group_size "
   "loop.num_minibatches loop.num_microbatches loop.chunk_size "
@@ -50,10 +50,10 @@ def check(
   seeds: Sequence[int] | None = None,
   directory: str | os.PathLike | None = None,
 ) -> None:
-  """Raises for what does not go together, or cannot be done here.
+  """Raises for settings that do not go together or cannot be used here.
 
-  Of a run that is to be trained, such as of its devices, more is asked if there
-  are `seeds`. No weights, and no examples, are read.
+  With `seeds` the run is to be trained here, and its devices, writers and
+  estimator are checked, too. Reads no weights and no examples.
   """
   sections = made._asdict() | {"warm_start": run and run.warm_start}
   for least, keys in LEAST.items():
@@ -66,7 +66,7 @@ def check(
   _refuse(_CONFLICTS[type(kind_of(made))](made))
   if jax.process_count() > 1:
     _refuse(_conflicts_of_processes(made))
-  # There has to be room for one prompt and its response.
+  # The cache needs room for one prompt and its response.
   encoder = Encoder(made.tokenizer, made.rollout)
   settings = encoder.settings(made.sampling, 1)
   refill.slots(settings, 1, encoder.round_up(made.rollout.max_prompt_tokens))
@@ -76,7 +76,7 @@ def check(
     return
   metrics.check_writers(made.loop.writers)
   _refuse(_unheard(made))
-  # A key has 32 bits of its seed.
+  # A key takes 32 bits of a seed.
   if not seeds or len({n for n in seeds if 0 <= n < 2**32}) < len(seeds):
     said = "seeds differ, and are from 0 to 2**32 - 1"
     raise ValueError(f"{said}, not {list(seeds)}")
@@ -99,7 +99,7 @@ def check(
 
 
 def _unheard(made: Experiment) -> Conflicts:
-  """What is asked of sampling ahead where nothing is sampled ahead."""
+  """Settings of sampling ahead that have no effect without it."""
   ahead, names = made.asynchronous, ("lag", "actors", "dynamic_sampling")
   return {
     f"asynchronous.{name} is {getattr(ahead, name)}, which does nothing while "
@@ -111,7 +111,7 @@ def _unheard(made: Experiment) -> Conflicts:
 
 
 def _check_actors(made: Experiment, num_seeds: int) -> None:
-  """Whether the devices of an actor can share what it is asked for."""
+  """Raises if the devices of an actor cannot share its prompts evenly."""
   try:
     shards = actor_lift(made, num_seeds).num_shards
     _refuse(_conflicts_of_prompts(made, shards))
@@ -120,12 +120,12 @@ def _check_actors(made: Experiment, num_seeds: int) -> None:
 
 
 def check_rows(made: Experiment, num_shards: int) -> None:
-  """Refuses rows of a call or a micro-batch that do not split over devices."""
+  """Raises if the rows of a call or micro-batch do not split over devices."""
   _refuse(_conflicts_of_rows(made, num_shards))
 
 
 def check_examples(made: Experiment) -> None:
-  """Asks for the examples of every split, and looks at all their prompts."""
+  """Raises if a split lacks examples, or has prompts that are too long."""
   config, size = made.evaluation, made.loop.prompts_per_step
   splits = {config.split: (config.num_examples, 1)}
   splits |= dict.fromkeys(config.benchmarks, (None, 1))
@@ -139,7 +139,7 @@ def check_examples(made: Experiment) -> None:
 
 
 def check_workers(made: Experiment) -> None:
-  """Loads the task in a worker process, if it is to be in some."""
+  """Loads the task in a worker process, if the run has any."""
   few = min(made.grading.num_workers, 1)
   grading = dataclasses.replace(made.grading, num_workers=few)
   with kind_of(made._replace(grading=grading)).open_workers():
@@ -284,9 +284,9 @@ def _conflicts_of_processes(made: Experiment) -> Conflicts:
 
 
 def splitting(made: Experiment, num_shards: int) -> dict[str, int]:
-  """Fewer parts of a step, where these split over devices and today's do not.
+  """Fewer parts of a step that split over devices, where today's do not.
 
-  Neither changes what is computed, but for the order of sums.
+  The results are the same but for the order of sums.
   """
   loop, prompts = made.loop, made.loop.prompts_per_step
   share = prompts * loop.group_size // loop.num_minibatches
@@ -302,13 +302,13 @@ def splitting(made: Experiment, num_shards: int) -> dict[str, int]:
 
 
 def _fewer(made: Experiment, num_shards: int, key: str) -> str:
-  """Says with how many parts a step splits over devices."""
+  """Advice: with how many parts a step splits over devices."""
   count = splitting(made, num_shards).get(key)
   return f"{key}={count} does" if count else "take more loop.prompts_per_step"
 
 
 def _conflicts_of_prompts(made: Experiment, num_shards: int) -> Conflicts:
-  """How the prompts of a call of the sampler are cut."""
+  """How the prompts of a call of the sampler split."""
   prompts = made.loop.prompts_per_step // made.rollout.length_groups
   return {
     f"the {prompts} prompts that are sampled at a time (loop.prompts_per_step "
@@ -318,10 +318,10 @@ def _conflicts_of_prompts(made: Experiment, num_shards: int) -> Conflicts:
 
 
 def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
-  """How the rows of a step are cut, into updates and over devices."""
+  """How the rows of a step split, into updates and over devices."""
   loop, calls = made.loop, made.episodes.rows_per_call
   over = f"do not split over the {num_shards} devices that have rows"
-  if made.method.per_step:  # whose rows are filled up
+  if made.method.per_step:  # Updates are filled up with empty rows.
     groups, is_apart = loop.prompts_per_step, made.parallel.lift == "pmapped"
     return {
       f"the {groups} groups of a step {over}": (
@@ -344,7 +344,7 @@ def _conflicts_of_rows(made: Experiment, num_shards: int) -> Conflicts:
 
 
 def _check_estimate(made: Experiment) -> None:
-  """Traces what weighs rewards and estimates, which may be somebody's own."""
+  """Traces the weights and the advantage, which may be the user's own."""
   method, loop = made.method, made.loop
   shape = (loop.prompts_per_step, loop.group_size, len(made.task.components))
   rewards, before = jnp.zeros(shape), jnp.zeros(shape[2:])
@@ -361,11 +361,11 @@ def _check_estimate(made: Experiment) -> None:
 
 
 def _check_group_of_one(made: Experiment) -> None:
-  """Asks the estimator itself what it makes of groups of one."""
+  """Raises if the estimator gives every group of one an advantage of 0."""
   size, count = made.loop.prompts_per_step, len(made.task.components)
   paid = np.linspace(0.5, 1.0, size, dtype=np.float32)[:, None, None]
   advantage = made.method.advantage
-  if made.method.per_step:  # of episodes of two steps, paid at their ends
+  if made.method.per_step:  # episodes of two steps, paid at the end
     names = ("values", "anchors")
     nothing = dict.fromkeys(names, np.zeros((size, 1, 2), np.int32))
     steps = np.ones((size, 1, 2), bool)

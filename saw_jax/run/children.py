@@ -1,4 +1,4 @@
-"""Commands that are run, each in a process of its own."""
+"""Runs commands, each in a process of its own."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def count_cores() -> int:
-  """Those that this process may use."""
+  """The cores that this process may use."""
   allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))
   return len(allowed(0))
 
 
 class Children:
-  """Runs commands; a signal is passed on, once, to those that run."""
+  """Runs commands, and passes a signal on to those that run, once."""
 
   def __init__(self):
-    self.stopped = False  # by a signal: nothing more is to be run
+    self.stopped = False  # by a signal: start nothing more
     self._begun: list[subprocess.Popen] = []
 
   def __enter__(self) -> "Children":
@@ -35,8 +35,8 @@ class Children:
 
   def start(self, words: Sequence[str], **how: Any) -> subprocess.Popen:
     """Starts a command beside those that run; `how` is that of `Popen`."""
-    # In a group of its own, or a terminal's Ctrl-C would come twice: from
-    # there and from here. The second would stop it at once, without saving.
+    # A process group of its own, or Ctrl-C would reach it twice, from the
+    # terminal and from here, and the second would stop it without saving.
     self._begun.append(subprocess.Popen(words, process_group=0, **how))
     return self._begun[-1]
 
@@ -44,4 +44,4 @@ class Children:
     del frame
     self.stopped = True
     for process in self._begun:
-      process.send_signal(number)  # nothing happens to one that has ended
+      process.send_signal(number)  # does nothing to one that has ended

@@ -1,4 +1,4 @@
-"""What commands share before JAX is imported: flags, config, mistakes."""
+"""What commands share before JAX is imported: flags, config, errors."""
 
 import atexit
 import contextlib
@@ -22,21 +22,21 @@ from saw_jax.run import methods, store
 from saw_jax.tasks import base
 from saw_jax.tasks.rows import task as rows_task
 
-flags.disclaim_key_flags()  # A flag is the command's, in its --help.
+flags.disclaim_key_flags()  # --help shows flags as the command's own.
 
 # Exit status after Ctrl-C, and where nobody reads on, as shells have them.
 INTERRUPTED, UNREAD = 130, 141
 
-# Errors that say all there is to say: no traceback. Set SAW_JAX_TRACEBACK=1 to
-# see where an input was refused.
+# Errors whose message is enough, without a traceback. SAW_JAX_TRACEBACK=1 shows
+# where an input was refused.
 _EXPLAINED = set(
   "UsageError RewardError CheckpointError RunError DamagedRunError LedgerError "
   "FloatingPointError ActorError EngineError StoreError".split()
 )
-# Errors that are about what was given, where input is read.
+# Errors that are about the input, where input is read.
 _OF_INPUT = (ValueError, KeyError, TypeError, AttributeError)
 _OF_INPUT += (OSError, ImportError)
-# Why a write fails, and what helps.
+# Why a write may fail, and what helps.
 _FULL = {
   errno.ENOSPC: ("the disk is full", "make room"),
   errno.EDQUOT: ("the quota is used up", "make room"),
@@ -50,10 +50,10 @@ class UsageError(Exception):
 
 
 _OVERRIDES: list[tuple[str, str]] = []  # keys of the config, and their text
-# Flags by command: how absl defines each, and the commands whose flags are
-# among them ("+").
+# Flags by command: how absl defines each, and ("+") the commands whose flags it
+# has, too.
 _FLAGS: dict[str, dict[str, list]] = base.asset(__file__, "flags.json")
-# A config for rows of one's own, beside --config or in its place.
+# Flags that make a config for rows of one's own, or change that of --config.
 _ROWS = [name for name in _FLAGS["config"] if name != "config"]
 
 
@@ -67,13 +67,13 @@ def define(command: str) -> None:
 
 
 def names_task() -> bool:
-  """Whether an override does: then nothing else has to give a config."""
+  """Whether an override names a task, so that no other flag has to."""
   return any(key == "task.name" for key, _ in _OVERRIDES)
 
 
 @functools.cache
 def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
-  """The locked config of the flags and of `more` overrides, if there is one."""
+  """The locked config of the flags and `more` overrides; None without any."""
   given = {name: getattr(flags.FLAGS, name) for name in ("config", *_ROWS)}
   given = {name: text for name, text in given.items() if text is not None}
   options = {x: given[x] for x in _ROWS[:-2] if x in given}
@@ -82,7 +82,7 @@ def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
     for name in [*(f"config.{key}" for key, _ in _OVERRIDES), *given]:
       raise ValueError(f"--{name} changes a config: give --config or --rows")
     return None
-  if options:  # Whatever is wrong with them is said before JAX is imported.
+  if options:  # Mistakes in them are answered before JAX is imported.
     with contextlib.suppress(ValueError):
       options["test"] = float(options.get("test", 0.1))
     rows_task.make_task(rows_task.RowsConfig(**options)).examples("train")
@@ -106,7 +106,7 @@ def given_config(*more: tuple[str, str]) -> ml_collections.ConfigDict | None:
 
 
 def run(main: Callable[..., int | None]) -> None:
-  """Runs a command on its words; a mistake is one sentence and status 2."""
+  """Runs a command; a mistake is answered by one sentence and status 2."""
 
   def guarded(argv: Sequence[str]) -> int | None:
     try:
@@ -121,8 +121,8 @@ def run(main: Callable[..., int | None]) -> None:
     )
     for noisy in ("jax", "orbax"):
       logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax warns here of each checkpoint that has no score, and has a traceback
-    # for each of its threads that fails: it raises what matters, too.
+    # Orbax warns here of every checkpoint without a score, and logs a traceback
+    # for every thread that fails. It raises what matters.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
       return main(*argv[1:])
@@ -141,15 +141,15 @@ def run(main: Callable[..., int | None]) -> None:
 
 
 def is_unread() -> bool:
-  """Prints what is left; whether it has lost its reader, as behind `| head`."""
+  """Flushes the output; whether its reader has gone, as `| head` does."""
   with contextlib.suppress(BrokenPipeError, AttributeError):
     sys.stdout.flush()
-  # It may be no file, or none.
+  # Standard output may be no file, or missing.
   with contextlib.suppress(OSError, ValueError, AttributeError):
     poll, out = select.poll(), sys.stdout.fileno()
     poll.register(out, 0)
     if poll.poll(0):
-      # Python prints what is left as it ends, and would complain.
+      # Python flushes once more as it ends, and would complain.
       os.dup2(os.open(os.devnull, os.O_WRONLY), out)
       return True
   return False
@@ -157,11 +157,11 @@ def is_unread() -> bool:
 
 @contextlib.contextmanager
 def checking_input() -> Iterator[None]:
-  """Marks the part of a script in which an error is about its input."""
+  """Turns errors inside, which are about the input, into a UsageError."""
   try:
     yield
   except BrokenPipeError:
-    raise  # It is about what was printed.
+    raise  # This one is about the output.
   except _OF_INPUT as error:
     if os.environ.get("SAW_JAX_TRACEBACK"):
       raise
@@ -170,7 +170,7 @@ def checking_input() -> Iterator[None]:
 
 @contextlib.contextmanager
 def leaving_others() -> Iterator[None]:
-  """Ends one of several processes whose work fails, so that the others end."""
+  """Ends this process at once if it fails, so that the others do not wait."""
   import jax
 
   try:
@@ -188,14 +188,14 @@ def leaving_others() -> Iterator[None]:
     elif _explain(error) is None:
       traceback.print_exc()
     sys.stdout.flush()
-    time.sleep(1)  # Others may be about to say the same.
-    # Python's own end waits for the other processes, for minutes, and aborts.
+    time.sleep(1)  # Others may be about to report the same.
+    # A normal exit would wait for the other processes for minutes, then abort.
     os._exit(1)
 
 
 def _explain(error: Exception) -> int | None:
-  """Says in a sentence what was wrong, where there is one."""
-  # By name, so that a mistake in the flags is answered without JAX.
+  """Prints an error that has a sentence; gives the status, or None."""
+  # By name, so that mistakes in the flags are answered without JAX.
   names, text = {c.__name__ for c in type(error).__mro__}, _text(error)
   if full := [said for code, said in _FULL.items() if _says(error, code)]:
     text = (
@@ -204,27 +204,27 @@ def _explain(error: Exception) -> int | None:
     )
   elif not (names & _EXPLAINED or isinstance(error, OSError)):
     return None
-  # The other reads or writes of a checkpoint of which one failed are thrown
-  # away as the process ends, each with its own words on that.
+  # The other reads or writes of the same checkpoint are dropped as the process
+  # ends, and each would report that.
   sys.unraisablehook = lambda _: None
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   return complain(text)
 
 
 def _says(error: BaseException | None, code: int) -> bool:
-  """Whether a system call failed like this, whoever says so."""
+  """Whether an error, or one that caused it, is of a system call's code."""
   if error is None:
     return False
   if isinstance(error, OSError):
     found = error.errno == code
-  else:  # A checkpoint's writer is not Python: it has words alone.
+  else:  # A checkpoint's writer is no Python and reports words alone.
     found = os.strerror(code) in str(error)
   return found or _says(error.__cause__ or error.__context__, code)
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
-  """Reads the flags and the config, or ends the script with a sentence."""
-  # A script may have a flag --config of its own, and none of the others.
+  """Parses the flags and the config, or exits with a sentence."""
+  # A script may have a --config of its own, without the other flags.
   has_config, rest, words = {"config", *_ROWS} <= {*flags.FLAGS}, [], iter(argv)
   for word in words:
     name, equals, text = word.partition("=")
@@ -235,13 +235,13 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
       rest.append(word)
   try:
     rest = flags.FLAGS(rest)
-    # JAX may not look for devices before it knows of other processes.
+    # JAX must know of other processes before it looks for devices.
     others = "coordinator" in flags.FLAGS and flags.FLAGS.coordinator
     if has_config and not others:
       given_config()
     return rest
   except (SystemExit, BrokenPipeError):
-    sys.exit(0)  # Only --help and its like end here; absl's status is 1.
+    sys.exit(0)  # Only --help and the like end here; absl's status is 1.
   except (flags.Error, SyntaxError, *_OF_INPUT) as error:
     if os.environ.get("SAW_JAX_TRACEBACK"):
       raise
@@ -256,11 +256,11 @@ def _text(error: Exception) -> str:
 
 
 def again() -> str:
-  """This command, as it is typed to go on with what it did."""
+  """This command as one would type it again."""
   return " ".join([sys.argv[0], *map(shlex.quote, sys.argv[1:])])
 
 
 def complain(text: str) -> int:
-  """Says what is wrong; the exit status of a mistake."""
+  """Prints what is wrong; gives the exit status of a mistake."""
   print(f"error: {text}", file=sys.stderr)
   return 2

@@ -1,4 +1,4 @@
-"""A few completions of a step with their rewards, for people to read."""
+"""Picks a few completions of a step, with their rewards, for people to read."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from saw_jax.run.rollouts import Encoder, Examples, Rollout
 from saw_jax.tasks.base import Component
 
 PROMPTS, OF_EACH = 2, 4  # of a seed and step
-MOST_CHARS = 4000  # of a text; what is longer loses its middle
+MOST_CHARS = 4000  # of a text; longer ones lose their middle
 
 Row = dict[str, Any]
 Rows = list[list[Row]]  # of each seed

@@ -1,8 +1,9 @@
 """Configs: made from the dataclasses of `sections`, loaded, changed and typed.
 
-A default and what it means stand once, in the dataclass of a section; fields
-that are `settings.constant` have no key. Free sections such as `task.options`
-hold arguments of the function or task named above them, which checks them.
+A default and its meaning are written once, in the dataclass of a section; a
+field that is `settings.constant` has no key. Free sections such as
+`task.options` hold arguments for the function or task named beside them, which
+checks them.
 """
 
 import ast
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
   from saw_jax.run import sections
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
-# The configs of the papers' tables: in the package where it is installed, and
-# beside it in a checkout.
+# The configs of the papers' tables: inside an installed package, and beside the
+# package in a checkout.
 IS_INSTALLED = (_PACKAGE / "configs").is_dir()
 FOLDER = (_PACKAGE if IS_INSTALLED else _PACKAGE.parent) / "configs"
 _FLAGS = ("true", "false")
-# Keys of older runs that no field has now, and their only value; `None`: what
-# they were follows from the other keys.
+# Keys that older runs have and no field has now, with the value that every run
+# has now; None: it follows from the other keys.
 _GONE = {
   "model.value_head": None,
   "parallel.data": None,
@@ -52,7 +53,7 @@ _GONE = {
 
 @functools.cache
 def _defaults() -> "sections.RunConfig":
-  # JAX comes with it: a mistake in a row or a flag is answered before.
+  # Imports JAX: mistakes in a row or a flag are answered before.
   from saw_jax.run import sections
 
   return sections.RunConfig()
@@ -64,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def set_pretrained(config: ml_collections.ConfigDict, checkpoint: str) -> None:
-  """Starts from a checkpoint, and shares its training among all devices."""
+  """Starts from a checkpoint, and trains it on all devices together."""
   config.checkpoint = checkpoint
   config.model.update(scan_layers=True, remat="full", dtype="bfloat16")
   config.parallel.update(lift="meshed", fsdp=-1)
@@ -77,9 +78,9 @@ def set_lengths(
   response: int | tuple[int, int],
   is_packed: bool = False,
 ) -> None:
-  """Sets the most tokens, and what they are padded to (one number: both).
+  """Sets the most tokens and the multiple they are padded to (or one for both).
 
-  Packed rows of an update are as long as the longest prompt and response.
+  Packed rows of an update have room for the longest prompt and response.
   """
   for size, multiple, given in (
     ("max_prompt_tokens", "prompt_multiple", prompt),
@@ -93,7 +94,7 @@ def set_lengths(
 
 
 def own_config(checkpoint: str = "") -> ml_collections.ConfigDict:
-  """Every key, with a value that will do for rows of one's own."""
+  """Every key, with values that suit rows of one's own."""
   import jax
 
   config = to_config(_defaults())
@@ -115,7 +116,7 @@ def own_config(checkpoint: str = "") -> ml_collections.ConfigDict:
 
 def to_config(values: Any) -> ml_collections.ConfigDict:
   """The keys of a `RunConfig`, or of one section, as an unlocked config."""
-  # A function may take the place of a name, and `typed` looks at types.
+  # A function may stand in place of a name; `typed` checks types.
   section = ml_collections.ConfigDict(type_safe=False)
   for field in filter(settings.is_key, dataclasses.fields(values)):
     value = getattr(values, field.name)
@@ -130,7 +131,7 @@ def to_config(values: Any) -> ml_collections.ConfigDict:
 
 
 def to_document(values: "sections.RunConfig") -> dict[str, Any]:
-  """The keys as JSON takes them: functions by their places."""
+  """The keys as JSON: functions by the places where they are found again."""
   return metrics.each_leaf(
     lambda x: naming.place_of(x) if callable(x) else x,
     to_config(values).to_dict(),
@@ -142,8 +143,8 @@ def typed(
 ) -> "sections.RunConfig":
   """Types a config; an unknown key or a wrong type is a TypeError.
 
-  The config of an older run may have keys that are gone, if they have the value
-  that every run has now; otherwise it is a ValueError.
+  The config of an older run may have keys that are gone if they have the value
+  that every run has now; any other value is a ValueError.
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
@@ -151,13 +152,13 @@ def typed(
 
 
 def is_gone(key: str, value: Any) -> bool:
-  """Whether this of an older run's config is what every run has now."""
+  """Whether a key of an older run is gone, with the value all runs have now."""
   value = tuple(value) if isinstance(value, list) else value
   return key in _fixed() and _fixed()[key] in (None, value)
 
 
 def is_default(key: str, value: Any) -> bool:
-  """Whether a key that an older run lacks has the value that it had anyway."""
+  """Whether a value is the default, which runs before the key had, too."""
   default: Any = None
   with contextlib.suppress(AttributeError):  # such as `seeds`, which is no key
     default = functools.reduce(_at, key.split("."), _defaults())
@@ -166,7 +167,7 @@ def is_default(key: str, value: Any) -> bool:
 
 @functools.cache
 def _fixed() -> dict[str, Any]:
-  """What has no key, and its value in every run; None where it follows."""
+  """What has no key, with its value in every run; None where it follows."""
   found = {}
 
   def walk(values, path):
@@ -181,7 +182,7 @@ def _fixed() -> dict[str, Any]:
   return found | _GONE
 
 
-# The type of a default, what its values are called, and their types.
+# The type of a default, what values of it are called, and their types.
 _KINDS = (
   (bool, "True or False", bool),
   (int, "a whole number", int),
@@ -193,7 +194,7 @@ _KINDS = (
 
 
 def _like(default: Any, value: Any, key: str) -> Any:
-  """A value as a field with this default takes it, sections key by key."""
+  """Types a value by the default of its field; sections key by key."""
   if not (dataclasses.is_dataclass(default) and isinstance(value, Mapping)):
     _, called, allowed = next(k for k in _KINDS if isinstance(default, k[0]))
     is_flag = isinstance(value, bool) and not isinstance(default, bool)
@@ -221,7 +222,7 @@ def _like(default: Any, value: Any, key: str) -> Any:
 
 
 def replace(values: Any, key: str, value: Any) -> Any:
-  """Sets `section.field` of typed settings, whether or not it is a key."""
+  """Sets `section.field` of typed settings, also a field without a key."""
   name, _, rest = key.partition(".")
   if rest:
     value = replace(_at(values, name), rest, value)
@@ -231,7 +232,7 @@ def replace(values: Any, key: str, value: Any) -> Any:
 
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
-  """Sets `section.key` to what a flag says; free sections get new keys, too."""
+  """Sets `section.key` to the text of a flag; free sections take new keys."""
   place, default = config, _defaults()
   for name in key.split("."):
     if not isinstance(place, ml_collections.ConfigDict):
@@ -242,7 +243,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
   if not isinstance(place, str):
     with contextlib.suppress(ValueError, SyntaxError):
       text = ast.literal_eval(text.title() if text in _FLAGS else text)
-    # A place of a function is judged by `typed`.
+    # `typed` checks whether a function may stand here.
     is_place = isinstance(text, str) and ":" in text
     text = text if place is None or is_place else _like(place, text, key)
   with config.unlocked():
@@ -260,8 +261,9 @@ def arguments(
 ) -> dict[str, str]:
   """Reads `row=gdpo_saw,scale=tiny`, or bare words of one key's choices.
 
-  The first choice of a key is its default.
+  The first choice of a key is its default, and may be there again.
   """
+  choices = {key: tuple(dict.fromkeys(x)) for key, x in choices.items()}
   values = {key: allowed[0] for key, allowed in choices.items()}
   for part in filter(None, (p.strip() for p in (argument or "").split(","))):
     key, sign, value = part.partition("=")
@@ -284,17 +286,12 @@ def start(
   scales: Mapping[str, Callable[[ml_collections.ConfigDict], None]],
   **choices: tuple[str, ...],
 ) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
-  """A config of a task at the scale of an argument, and what else that says."""
+  """A task's config at the scale that an argument names, and all it names."""
   chosen = arguments(argument, scale=tuple(scales), **choices)
   config = get_config()
   config.task.name = task
   scales[chosen["scale"]](config)
   return config, chosen
-
-
-def first(default: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-  """The same choices, in front of them the one that is the default."""
-  return (default, *(choice for choice in choices if choice != default))
 
 
 def module(name: str) -> types.ModuleType:
@@ -330,7 +327,7 @@ def load(name: str) -> ml_collections.ConfigDict:
   elif not path.is_file():
     raise FileNotFoundError(f"there is no config file {place!r}; see --help")
   elif is_own:
-    found = vars(naming.load_file(place))  # with functions that are found again
+    found = vars(naming.load_file(place))  # whose functions are found again
   else:
     inside = path.relative_to(folder).with_suffix("")
     found = vars(module(inside.as_posix()))

@@ -1,4 +1,4 @@
-"""A dry run of an experiment: prints what it sees, and returns the problems."""
+"""Dry-runs an experiment: prints what it sees and returns the problems."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ _MARKS = "-pXog"  # of roles: PAD, PROMPT, POLICY, OBSERVATION, GLUE
 def check_sampling(
   experiment: Experiment, *, prompts: int, shown: int
 ) -> list[str]:
-  """Samples and scores some prompts, or plays some worlds, once."""
-  # Adapters change nothing at the start.
+  """Samples and scores some prompts once, or plays some worlds."""
+  # New adapters change nothing.
   bare = experiment._replace(parallel=ParallelConfig(), lora=LoraConfig())
   check = _check_episodes if experiment.method.per_step else _check_answers
   return list(check(bare, prompts, shown))
 
 
 def check_task(task: Task, splits: Sequence[str], limit: int) -> list[str]:
-  """Checks that gold answers score the most, and damaged ones as they must.
+  """Checks that gold answers score the maximum, and damaged ones as they must.
 
-  Of a task that knows neither, the examples are counted.
+  For a task that knows neither, it only counts the examples.
   """
   problems, ways = [], {}
   if getattr(task, "stand_in", ""):

@@ -1,4 +1,4 @@
-"""Servers of an inference engine for a run: what it asks of them."""
+"""What a run asks of the servers of an inference engine."""
 
 import dataclasses
 import logging
@@ -28,10 +28,10 @@ def options(made: Experiment) -> EngineConfig:
 
 
 def export(params: dict, made: Experiment, folder: str | os.PathLike) -> None:
-  """Writes weights for servers, which take a head of its own where it is tied.
+  """Writes weights for servers; a tied head gets a tensor of its own.
 
-  vLLM on a CPU multiplies by a packed copy of Llama's head, which it makes anew
-  only if there is a tensor for it.
+  vLLM on a CPU multiplies by a packed copy of Llama's head, and only makes that
+  copy again if a tensor for the head comes in.
   """
   decoder, dtype = made.decoder, options(made).dtype
   if decoder.tied_head:
@@ -57,7 +57,7 @@ def open_servers(
   native: Engine,
   directory: str | os.PathLike | None,
 ) -> Servers:
-  """Servers that take a policy's weights, and are compared with `native`."""
+  """Opens servers that take a policy's weights; `native` checks them."""
 
   def write(params, folder: pathlib.Path) -> None:
     export(update.take_seed(lift.fetch(params), 0), made, folder)
@@ -77,7 +77,7 @@ def open_servers(
 
 
 def check(made: Experiment, num_seeds: int) -> Traits:
-  """Looks for the servers, or says what does not go together with them."""
+  """Finds the servers, or raises for what does not go together with them."""
   ahead, method = made.asynchronous, made.method
   for what, is_so in {
     f"trains one seed at a time, not {num_seeds}: start a run a seed, with "
@@ -116,7 +116,7 @@ def check(made: Experiment, num_seeds: int) -> Traits:
 
 
 def _compare_sizes(made: Experiment, traits: Traits) -> None:
-  """Compares with the model that the servers began with, if it can be read."""
+  """Raises if the servers' own model, where it can be read, has other sizes."""
   path = pathlib.Path(traits.model)
   if not (path / "config.json").is_file():
     return
@@ -132,9 +132,10 @@ def _compare_sizes(made: Experiment, traits: Traits) -> None:
 
 
 def describe(apart: np.ndarray, made: Experiment) -> dict[str, float]:
-  """Mean, most and share beyond the bound of distances of log-probs.
+  """Mean and maximum of distances of log-probs, and the share out of bounds.
 
-  The share is judged where rows are of the policy that is compared with.
+  The share is judged if nothing is sampled ahead: rows are then of the policy
+  that they are compared with.
   """
   config, is_ahead = options(made), made.asynchronous.protocol != "none"
   if not apart.size:

@@ -1,4 +1,4 @@
-"""What the figures of a run are called, and mean; `<word>` stands for any."""
+"""The names and meanings of a run's figures; `<word>` stands for any word."""
 
 import functools
 import re
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from saw_jax.tasks import base
 
-OTHER = "Other"  # the section of what has no line
+OTHER = "Other"  # the section of figures without a line
 
 
 class Entry(NamedTuple):
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-  """All lines, in the order of a page."""
+  """All lines in the order of the page."""
   table = base.asset(__file__, "glossary.json")
   lines = [(s, *line) for s, named in table.items() for line in named.items()]
   return tuple(Entry(*line, order) for order, line in enumerate(lines))
@@ -32,7 +32,7 @@ def sections() -> list[str]:
 
 @functools.cache
 def find(name: str) -> Entry:
-  """The line of a logged name, its own before that of a pattern."""
+  """The line of a logged name: its own, or else that of a pattern."""
   found = [entry for entry in entries() if _pattern(entry.name).fullmatch(name)]
   return min(found, key=lambda e: "<" in e.name, default=Entry(OTHER, name, ""))
 

@@ -1,8 +1,8 @@
-"""Methods by the names that the tables' rows have: `gdpo+saw`, `asympo`.
+"""Methods by the names of the tables' rows: `gdpo+saw`, `asympo`.
 
-A name of `assets/methods.json` sets keys of a config, and parts are joined by
-`+`. A paper whose loss was made for one advantage says so in `ALONE`. A ratio
-to `behave`, the sampler's log-probs, is verl's default.
+Each name in `assets/methods.json` sets keys of a config; `+` joins names.
+`ALONE` has the advantage that a paper's loss was made for. A ratio to `behave`,
+the sampler's log-probs, is verl's default.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from saw_jax import naming
 from saw_jax.tasks import base
 
 METHODS: Mapping[str, Mapping] = base.asset(__file__, "methods.json")
-# The paper's Algorithm 1: reward minus group mean, tokens averaged inside a
-# response and then responses. The balance of ASymPO holds under these alone.
+# The paper's Algorithm 1: reward minus group mean; tokens are averaged within a
+# response, then responses. The balance of ASymPO only holds under these.
 ALONE = {
   **dict.fromkeys(("naive", "spo", "asympo"), "dr_grpo"),
   **dict.fromkeys(("topr", "tis_reinforce"), "dr_grpo"),

@@ -1,7 +1,7 @@
-"""Where the numbers of a run go: JSON lines and CSV, and more on request.
+"""Where the numbers of a run go: JSON lines, CSV, and trackers on request.
 
-A resumed run first drops the lines of the steps that it repeats, so that the
-files of a killed run end up those of one that was not.
+A resumed run first drops the lines of the steps that it repeats, so that its
+files end up as if it had never been killed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from saw_jax import naming
 
 LOG = logging.getLogger(__name__)
 LINE_S = 20.0  # between two lines of progress
-TEXTS = ("prompt", "completion")  # the rest of a sample's row are its figures
+TEXTS = ("prompt", "completion")  # the rest of a sample's row is figures
 Samples = Sequence[Mapping[str, Any]]
 
 
@@ -33,14 +33,14 @@ class Writer(Protocol):
   """A place for the numbers and the completions of a run."""
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    """Takes figures of a seed by name; a step may come several times."""
+    """Takes the figures of a seed by name, once or more a step."""
 
   def write_samples(self, step: int, seed: int, rows: Samples) -> None:
     """Takes some completions of a step, see `completions`."""
 
 
 class LineFile:
-  """Rows as JSON lines; those from `first_step` on are about to be repeated."""
+  """Rows as JSON lines; drops those from `first_step` on."""
 
   def __init__(self, path: pathlib.Path, first_step: int = 0):
     self.path = path
@@ -63,7 +63,7 @@ class FileWriter:
   ):
     self._csv = path = pathlib.Path(directory) / f"{name}.csv"
     self._lines = LineFile(path.with_suffix(".jsonl"), first_step)
-    # No row is held: a run may have a million steps.
+    # Rows are not kept in memory: a run may have a million steps.
     count, self._columns = 0, {}
     for row in read_lines(self._lines.path):
       self._columns |= dict.fromkeys(row)
@@ -77,7 +77,7 @@ class FileWriter:
     self._rewrite_csv()
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-    # As the lines will be read back: what a resumed run writes is the same.
+    # As the line will be read back, so that a resumed run writes the same.
     row = from_json(to_json({"step": step, "seed": seed, **values}))
     self._lines.write(row)
     if not row.keys() <= self._columns.keys():
@@ -87,7 +87,7 @@ class FileWriter:
       csv.DictWriter(file, self._columns).writerow(row)
 
   def _take_back(self, first_step: int) -> None:
-    """Puts rows that only the CSV has among the lines."""
+    """Restores lines from the rows that only the CSV has."""
     found, no_row = {}, (ValueError, TypeError, KeyError, AttributeError)
     for cells in _rows_before(self._csv, first_step):
       with contextlib.suppress(*no_row):
@@ -111,7 +111,7 @@ class FileWriter:
 
 
 def _rows_before(path: pathlib.Path, step: int) -> Iterator[dict[str, str]]:
-  """Yields rows of earlier steps of a CSV, which may itself be damaged."""
+  """Yields the rows of earlier steps of a CSV, which may be damaged, too."""
   with (
     contextlib.suppress(OSError, csv.Error),
     path.open(errors="replace", newline="") as file,
@@ -151,10 +151,10 @@ class TensorBoard:
 
 
 class _Tracker:
-  """A run of wandb's interface: a table is made of columns and rows."""
+  """A tracker with wandb's interface."""
 
   package: str
-  _held: Set[tuple[int, str]] = frozenset()  # steps and names that it has
+  _held: Set[tuple[int, str]] = frozenset()  # steps and names it has already
 
   def write(self, step: int, seed: int, values: Mapping[str, float]) -> None:
     self._log(step, {f"seed_{seed}/{name}": x for name, x in values.items()})
@@ -218,7 +218,7 @@ class Trackio(_Tracker):
     how = {"name": folder.name, "resume": "allow" if first_step else "never"}
     self._module, self._run = trackio, trackio.init(project, embed=False, **how)
     stack.callback(trackio.finish)
-    if first_step:  # It keeps all that it is given, also what is repeated.
+    if first_step:  # It would keep what is repeated beside what it has.
       from trackio.sqlite_storage import SQLiteStorage
 
       logs = SQLiteStorage.get_logs(project, folder.name, run_id=self._run.id)
@@ -229,7 +229,7 @@ WRITERS = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": Wandb}
 
 
 def check_writers(names: Sequence[str]) -> None:
-  """Says which writer there is not, or whose package."""
+  """Raises for an unknown writer, or one whose package is missing."""
   for name in names:
     kind = naming.lookup(WRITERS, name, "writer (loop.writers)")
     with naming.needs_extra(name, f"the writer {name!r} needs the extra"):
@@ -243,20 +243,20 @@ def make_writers(
   stack: contextlib.ExitStack,
   first_step: int,
 ) -> list[Writer]:
-  """Opens the writers of these names; steps from `first_step` on follow."""
+  """Opens the writers of these names, which go on from `first_step`."""
   check_writers(names)
   return [WRITERS[name](directory, stack, first_step) for name in names]
 
 
 def _markdown(row: Mapping[str, Any]) -> str:
-  """A completion and its figures; the text is shown, whatever it holds."""
+  """A completion and its figures; indented text is shown as it is."""
   figures = (f"{k} **{x}**" for k, x in row.items() if k not in TEXTS)
   texts = (f"{name}:\n\n{textwrap.indent(row[name], '    ')}" for name in TEXTS)
   return "\n\n".join([", ".join(figures), *texts])
 
 
 def to_json(document: Any, **options: Any) -> str:
-  """Writes JSON, which has no NaN and no infinity: they become null."""
+  """Writes JSON; NaN and infinity, which it lacks, become null."""
 
   def plain(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
@@ -265,12 +265,12 @@ def to_json(document: Any, **options: Any) -> str:
 
 
 def from_json(text: str) -> Any:
-  """Reads JSON whose leaves are figures: null is NaN."""
+  """Reads JSON of figures; null becomes NaN."""
   return each_leaf(lambda x: math.nan if x is None else x, json.loads(text))
 
 
 def write_json(path: pathlib.Path, document: Any, **options: Any) -> None:
-  """Writes a file in one piece: whoever is killed leaves the old one."""
+  """Writes a JSON file in one piece, see `write_text`."""
   write_text(path, to_json(document, indent=2, **options) + "\n")
 
 
@@ -284,7 +284,7 @@ def each_leaf(fn: Callable[[Any], Any], tree: Any) -> Any:
 
 @contextlib.contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable]:
-  """A bar with the time left on a terminal, a line now and then elsewhere."""
+  """A bar with the time left on a terminal, occasional lines elsewhere."""
 
   def text(figures: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -307,7 +307,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable]:
   def advance(**figures: float) -> None:
     nonlocal done, last, first
     done, now = done + 1, time.monotonic()
-    if done == before + 1:  # This one was compiled, and says nothing of others.
+    if done == before + 1:  # The first compiles: it says nothing of the others.
       first = now
     if now - last >= LINE_S or done == total:
       last, left = now, ""
@@ -324,7 +324,7 @@ def _line(row: Mapping[str, float]) -> str:
 
 
 def read_lines(path: pathlib.Path) -> Iterator[dict]:
-  """Yields rows; names lines that are none, but for a last one cut short."""
+  """Yields rows; warns of damaged lines, but for a last one cut short."""
   with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
     for number, line in enumerate(file, 1):
       try:
@@ -340,7 +340,7 @@ def read_lines(path: pathlib.Path) -> Iterator[dict]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Replaces a file in one piece."""
+  """Replaces a file in one piece: a kill leaves the old one whole."""
   temporary = path.with_suffix(".tmp")
   temporary.write_text(text, encoding="utf-8")
   temporary.replace(path)

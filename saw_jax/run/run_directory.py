@@ -1,4 +1,4 @@
-"""What a run writes down about itself, and who may go on there."""
+"""What a run records about itself, and who may continue it."""
 
 import ast
 import contextlib
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 _LENGTH = "loop.num_steps"
-# Files by which this process keeps others from training in their folders.
+# The lock files that this process holds.
 _LOCKS: dict[pathlib.Path, TextIO] = {}
-# Folders of the package that compute nothing of a run.
+# Folders of the package that no run's numbers depend on.
 _AROUND = ("reporting", "commands", "contrib", "ahead")
 _VECTORS = ("avx", "amx", "fma", "sse4")
-# What makes a run's numbers, for git.
+# What a run's numbers depend on, for git.
 _CODE = ("--", "saw_jax", "configs")
 _NO_GIT = (OSError, subprocess.CalledProcessError)
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class RunError(ValueError):
-  """A run directory holds something else than what was asked for."""
+  """A run directory does not hold what was asked for."""
 
 
 def check_run(
@@ -48,11 +48,12 @@ def check_run(
   config: Mapping[str, Any],
   optimizer: "OptimizerConfig | None" = None,
 ) -> None:
-  """Says whether a run with this config may go on in a directory.
+  """Raises if a run with this config may not continue in a directory.
 
-  It may where the run has this config, or is but a start that failed; functions
-  may have been mended, but files of rows not. With the optimizer of the config
-  it may have more steps, too, if its schedule does not depend on their number.
+  It may if the run there has the same config or saved nothing yet. Its
+  functions may have changed since, its files of rows may not. With the config's
+  optimizer it may also have more steps, if its schedule does not depend on
+  their number.
   """
   if not _has_begun(pathlib.Path(directory)):
     return
@@ -80,7 +81,7 @@ def check_run(
 
 
 def _given(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What the options of a task say, and those of the algorithm."""
+  """The options of the task and of the algorithm, flat."""
   options = config.get("task", {}).get("options", {})
   return flatten({**config.get("algorithm", {}), **options})
 
@@ -96,13 +97,13 @@ def digests(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def changes(document: Mapping, config: Mapping[str, Any]) -> list[str]:
-  """The files and functions that are not what they were as a run began."""
+  """The keys whose file or function has changed since the run began."""
   now, before = digests(config), document.get("files") or {}
   return [key for key, old in before.items() if now.get(key, old) != old]
 
 
 def tell_changes(directory: str | os.PathLike) -> None:
-  """Warns of them, as the steps so far are not theirs."""
+  """Warns of each of them, since the steps so far are of the old ones."""
   document = read_run(directory)
   for key in changes(document, document["config"]):
     LOG.warning(
@@ -115,10 +116,11 @@ def tell_changes(directory: str | os.PathLike) -> None:
 def differences(
   before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-  """Keys of two configs that differ in more than what a run has anyway.
+  """The keys in which two configs differ, with both values.
 
-  Its trackers are none of them: they change no figure. Nor is where the servers
-  of an engine are, and how they are asked.
+  Keys that change no figure are left out: trackers, where the servers of an
+  engine are and how they are asked, and keys of older or newer versions with
+  the value that every run has.
   """
   old, new = flatten(before), flatten(json.loads(metrics.to_json(now)))
   return {
@@ -134,14 +136,14 @@ def differences(
 
 
 def _has_begun(folder: pathlib.Path) -> bool:
-  """Whether there is a run that has saved a step, and not but its start."""
+  """Whether a run here has saved a step."""
   saved = (path.name.isdigit() for path in folder.glob("checkpoints/*"))
   is_saved = (folder / "final.json").exists() or any(saved)
   return is_saved and (folder / "run.json").exists()
 
 
 def document_of(run: "sections.RunConfig", seeds: Iterable[int]) -> dict:
-  """What a run directory remembers of its config, all of it, and its seeds."""
+  """The config and the seeds as a run directory records them."""
   return {**config_lib.to_document(run), "seeds": list(seeds)}
 
 
@@ -149,13 +151,13 @@ def open_run(
   directory: str | os.PathLike,
   config: Mapping[str, Any],
   optimizer: "OptimizerConfig | None" = None,
-  start: str | None = None,  # a digest of the weights that it begins with
-  panel: Mapping[str, Any] | None = None,  # the episodes that it is scored on
+  start: str | None = None,  # a digest of the initial weights
+  panel: Mapping[str, Any] | None = None,  # the episodes it is scored on
 ) -> dict[str, Any]:
-  """Writes `run.json`, or notes in it that the run goes on.
+  """Writes `run.json`, or notes in it that the run continues.
 
-  A start that failed is replaced. The scores of a run that is to be longer are
-  taken away: they are made again at its end.
+  Replaces a run that saved nothing. Deletes the final scores of a run that gets
+  longer: they are made again at its end.
   """
   check_run(directory, config, optimizer)
   path = pathlib.Path(directory) / "run.json"
@@ -186,9 +188,9 @@ def open_run(
 
 
 def note_engine(directory: str | os.PathLike, traits: Mapping) -> None:
-  """Keeps what has sampled beside what a run already says of itself."""
+  """Adds the engine that samples to what a run records."""
   path = pathlib.Path(directory) / "run.json"
-  if not path.exists():  # It was not made by `build`.
+  if not path.exists():  # The run was not made by `build`.
     return
   document = read_run(directory)
   if dict(traits) not in (found := document.setdefault("engines", [])):
@@ -197,9 +199,10 @@ def note_engine(directory: str | os.PathLike, traits: Mapping) -> None:
 
 
 def _set_labels_aside(path: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Keeps the labels of another run, which has failed, out of this one's way.
+  """Renames the labels of a failed run that this one replaces.
 
-  They are named by step and prompt, and may have cost a person's time.
+  Labels are named by step and prompt, so that this run would take them for its
+  own; and they may have cost a person's time.
   """
   from saw_jax.annotate.ledger import LEDGER_NAME
 
@@ -220,8 +223,8 @@ def set_aside(path: pathlib.Path) -> pathlib.Path:
 def lock(directory: str | os.PathLike) -> None:
   """Keeps other processes from training in a directory.
 
-  Until `unlock`, or until this process ends, however it does. Whoever reads the
-  directory needs no lock.
+  Holds until `unlock` or until this process ends, however that happens. Reading
+  needs no lock.
   """
   path = pathlib.Path(directory).resolve() / "lock"
   if path in _LOCKS:
@@ -265,8 +268,8 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
   config = document.get("config") if isinstance(document, dict) else None
   if not isinstance(config, dict):
     raise RunError(f"{path} is damaged: it holds no config")
-  # Rows that lie in the directory, wherever it lies now: their name is of what
-  # they say (tasks/rows).
+  # Rows kept in the directory are found wherever it was moved to: their names
+  # are hashes of their content (tasks/rows).
   options = (config.get("task") or {}).get("options") or {}
   for name, place in options.items():
     here = path.resolve().parent / pathlib.Path(str(place)).name
@@ -278,10 +281,10 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
 def read_config(
   directory: str | os.PathLike, given: Mapping[str, Any] | None = None
 ) -> tuple["sections.RunConfig", list[int]]:
-  """The settings of a run, of an older one too, and its seeds.
+  """The settings and the seeds of a run, also of an older one.
 
-  Functions that no file has are those of a `given` config, or else defaults:
-  who reads a run calls none of them.
+  Functions that are in no file come from a `given` config, or else are
+  replaced by defaults: reading a run calls none of them.
   """
   values = dict(read_run(directory)["config"])
   seeds = values.pop("seeds")
@@ -290,7 +293,7 @@ def read_config(
     name
     for name, value in section.items()
     if any(map(naming.is_lost, flatten({"": value}).values()))
-  } - {"advantage"}  # which says what kind of task a run has
+  } - {"advantage"}  # says what kind of task a run has
   lost |= {f"{name}_options" for name in lost}
   values["algorithm"] = {k: x for k, x in section.items() if k not in lost}
   if given is not None:
@@ -299,7 +302,7 @@ def read_config(
 
 
 def commits(document: Mapping[str, Any]) -> dict[str, str]:
-  """The hash of the code by commit; older runs have the commit alone."""
+  """The hash of the code by commit; older runs only have the commit."""
   entries = (document, *document.get("resumed", ()))
   return {e["commit"]: e.get("code", e["commit"]) for e in entries}
 
@@ -320,7 +323,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str:
-  """A hash, with `+` if library or configs differ; `unknown` outside git."""
+  """The commit, with `+` if the code was changed; `unknown` outside git."""
   if config_lib.IS_INSTALLED:
     return "unknown"
   with contextlib.suppress(*_NO_GIT):
@@ -331,9 +334,9 @@ def commit() -> str:
 
 @functools.cache
 def code() -> str:
-  """A hash of what computes: of the package without what stands around a run.
+  """A hash of the part of the package that a run's numbers depend on.
 
-  It leaves out comments and layout, and configs, which runs keep.
+  Ignores comments and layout, and configs, which runs record.
   """
   digest, package = hashlib.sha256(), pathlib.Path(__file__).parents[1]
   for path in sorted(package.rglob("*")):
@@ -348,7 +351,7 @@ def code() -> str:
 
 
 def processor() -> dict[str, str]:
-  """What rounding depends on: the model, and the vector instructions it has."""
+  """What rounding depends on: the processor and its vector instructions."""
   text = ""
   with contextlib.suppress(OSError):
     text = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0]

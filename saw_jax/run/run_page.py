@@ -1,7 +1,7 @@
-"""A run as one page, `run.html`, that is written as the run goes.
+"""A run as one page, `run.html`, written while it runs.
 
-It opens without a server and loads nothing. What a policy wrote is hostile:
-text is escaped, and no script runs but the page's own.
+It opens without a server and loads nothing. Whatever a policy wrote is hostile:
+text is escaped, and only the page's own script may run.
 """
 
 import array
@@ -26,8 +26,8 @@ from saw_jax.run.completions import shorten
 LOG = logging.getLogger(__name__)
 EVERY_S = 30.0  # between two pages, or 100 times what one takes
 MOST_POINTS, ALL_POINTS = 400, 40_000  # of a curve; of all
-_HELD = 1000  # points of a curve, before the older ones are thinned out
-_OPEN = 4  # sections of the glossary that are shown; the others unfold
+_HELD = 1000  # points of a curve, then older ones are thinned out
+_OPEN = 4  # sections of the glossary that are open; the others unfold
 _MOST_SEEDS, _MOST_CHARS, _ALL_BYTES = 8, 1500, 250_000  # curves; text; texts
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 320, 130, 44, 112
 _ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -91,7 +91,7 @@ class RunPage:
       del self._samples[sorted(self._samples)[1]]
 
   def enter(self, state: str, at_once: bool = False) -> None:
-    """Says what the run does or waits for from now on."""
+    """Says what the run does, or waits for, from now on."""
     self._state, was_urgent = state, self._is_urgent
     self._is_urgent, self._kind = at_once, "waits" if at_once else "runs"
     if at_once or was_urgent or time.monotonic() >= self._due:
@@ -101,7 +101,7 @@ class RunPage:
     start, path = time.monotonic(), self._folder / "run.html"
     try:
       metrics.write_text(path, self.html())
-    except Exception as error:  # No run ends for a picture of it.
+    except Exception as error:  # No run should end for its page.
       LOG.warning("%s could not be written: %s", path, error)
     took = time.monotonic() - start
     self._due = time.monotonic() + max(EVERY_S, 100 * took)
@@ -142,7 +142,7 @@ class RunPage:
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
 
   def _head(self) -> Iterator[str]:
-    """What is run, and how far it is."""
+    """What runs, and how far it is."""
     document = {}
     with contextlib.suppress(run_directory.RunError):
       document = run_directory.read_run(self._folder)
@@ -195,7 +195,7 @@ class RunPage:
       yield f"</div></{tag}>"
 
   def _seconds(self) -> Iterator[str]:
-    """Where the time of a step goes, by the medians of the newest steps."""
+    """Where the time of a step goes: medians of the latest steps."""
     found: dict[str, float] = {}
     for name, curves in self._curves.items():
       if name.startswith("seconds/"):
@@ -211,7 +211,7 @@ class RunPage:
     yield "</table></section>"
 
   def _texts(self) -> Iterator[str]:
-    """Completions of the newest step, and of some before it."""
+    """Completions of the latest step and of some earlier ones."""
     size = 0
     for number, step in enumerate(sorted(self._samples, reverse=True)):
       tag, head = ("details", "summary") if number else ("section", "h2")
@@ -246,7 +246,7 @@ def _sample(row: Mapping[str, Any], with_prompt: bool) -> str:
 
 
 def _points(curve: array.array, most: int) -> np.ndarray:
-  """Steps and values `[K, 2]`, at most so many, each a mean of neighbours."""
+  """At most so many points of a curve `[K, 2]`, each a mean of neighbours."""
   points = np.array(curve).reshape(-1, 2)
   each = -(-len(points) // most)
   more = (0, -len(points) % each), (0, 0)
@@ -255,15 +255,15 @@ def _points(curve: array.array, most: int) -> np.ndarray:
 
 
 def _mean(x: np.ndarray, axis: int = 0) -> np.ndarray:
-  """The mean of what is finite; NaN where nothing is."""
+  """The mean of the finite values; NaN where there are none."""
   known = np.isfinite(x)
   counts = np.where(known.any(axis), known.sum(axis), np.nan)
   return np.where(known, x, 0).sum(axis) / counts
 
 
 def _chart(curves: Sequence[np.ndarray], last: float) -> str:
-  """Thin lines of seeds and their mean, as SVG; nothing if all is constant."""
-  # Seeds log the same steps, but a run of older seeds may have fewer.
+  """Seeds as thin lines, and their mean, as SVG; empty if all is constant."""
+  # Seeds log the same steps, but some may be further on than others.
   size = min(map(len, curves))
   stacked = np.stack([curve[:size] for curve in curves])
   values = stacked[..., 1][np.isfinite(stacked[..., 1])]

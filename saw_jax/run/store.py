@@ -1,9 +1,10 @@
-"""Runs in a store (`gs://bucket/run`), which has whole objects and no more.
+"""Runs in an object store (`gs://bucket/run`).
 
-A store renames, appends to and locks nothing. So a run works in a folder of
-this machine, its mirror, and whole objects are copied: from the store at first,
-to it every few seconds and at the end. A checkpoint counts once each host has
-said which files it sent: after they are there, and the rows of its steps.
+A store cannot rename, append or lock: it takes whole objects. So a run works in
+a local folder, its mirror, which is filled from the store at the start and
+copied back every few seconds and at the end. A checkpoint counts once every
+host has listed the files that it sent. It writes that list after the files, and
+the first host after the rows of the checkpoint's steps, too.
 """
 
 import contextlib
@@ -27,14 +28,14 @@ from etils import epath
 
 LOG = logging.getLogger(__name__)
 SEND_S, BEAT_S = 30.0, 10.0
-_ARRAYS = ("state/", "arrays/")  # of a checkpoint: brought only to be restored
-# What is of this machine alone, or is sent in another way.
+_ARRAYS = ("state/", "arrays/")  # of a checkpoint: fetched only to restore it
+# What belongs to this machine alone, or is sent in another way.
 _OWN = ("lock", "*.tmp", "*-journal", "weights-*", "checkpoints")
 _MIRRORS: dict[pathlib.Path, "Mirror"] = {}
 
 
 class StoreError(ValueError):
-  """A store cannot be used, or is another's; the message says why."""
+  """A store cannot be used, or somebody else uses it."""
 
 
 def is_store(place: str | os.PathLike) -> bool:
@@ -42,9 +43,9 @@ def is_store(place: str | os.PathLike) -> bool:
 
 
 def local(place: str | os.PathLike, *, writes: bool = False) -> pathlib.Path:
-  """The folder of a run: itself, or a mirror of a store with its files.
+  """The local folder of a run: its own, or a mirror filled from its store.
 
-  A StoreError says what is wrong with the store, before anything is read.
+  Raises a StoreError before anything is read if the store cannot be used.
   """
   if not is_store(place):
     return pathlib.Path(place)
@@ -56,7 +57,7 @@ def local(place: str | os.PathLike, *, writes: bool = False) -> pathlib.Path:
 
 
 def folder_of(place: str | os.PathLike, flag: str) -> pathlib.Path:
-  """A place that has to be a folder; a StoreError says so of a store."""
+  """The path of a folder; a StoreError if a store is given."""
   if is_store(place):
     raise StoreError(f"{flag}={place}: give a folder, not a store")
   return pathlib.Path(place)
@@ -64,7 +65,7 @@ def folder_of(place: str | os.PathLike, flag: str) -> pathlib.Path:
 
 @functools.cache
 def copy_of(address: str) -> pathlib.Path:
-  """A copy of a folder or a file in a store, such as a model."""
+  """A local copy of a folder or file in a store, such as a model."""
   root = open_root(address)
   copy = pathlib.Path(tempfile.mkdtemp(prefix="saw_jax_"), root.name)
   with _explained(address):
@@ -73,12 +74,12 @@ def copy_of(address: str) -> pathlib.Path:
 
 
 def of(folder: str | os.PathLike) -> "Folder":
-  """What has to be done for a folder so that it lasts."""
+  """What keeps a folder: its mirror, if it has one."""
   return _MIRRORS.get(pathlib.Path(folder).absolute(), Folder())
 
 
 def named(text: Any) -> str:
-  """A text in which mirrors have the addresses that the user knows."""
+  """A text with the addresses that the user knows in place of mirrors."""
   text = str(text)
   for folder, mirror in _MIRRORS.items():
     text = text.replace(str(folder), mirror.address)
@@ -86,14 +87,14 @@ def named(text: Any) -> str:
 
 
 def open_root(address: str, *, writes: bool = False) -> epath.Path:
-  """What is at an address; looks whether it can be read, or written to."""
+  """Opens an address after checking that it can be read, or written to."""
   scheme, _, rest = address.partition("://")
   if "/" not in rest.strip("/"):
     raise StoreError(f"{address}: name a folder, as {scheme}://bucket/run")
   with _explained(address):
     import fsspec
 
-    # What others write has to be seen.
+    # See what others write.
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
     root = epath.Path(address.rstrip("/"))
     root.exists()
@@ -105,7 +106,7 @@ def open_root(address: str, *, writes: bool = False) -> epath.Path:
 
 
 class Folder:
-  """A folder that lasts by itself: nothing is done of what a mirror does."""
+  """A folder that is kept as it is: the calls of a mirror do nothing."""
 
   is_shared = True  # between the hosts of a run
 
@@ -117,7 +118,7 @@ class Folder:
 
 
 class Mirror(Folder):
-  """A folder that is copied from a store and to it."""
+  """A local folder that is copied from a store and back."""
 
   is_shared = False
 
@@ -130,14 +131,14 @@ class Mirror(Folder):
     self._remote = self.root / "checkpoints"
     self._local = self.folder / "checkpoints"
     self._turn, self._host, self._num_hosts = threading.RLock(), 0, 1
-    self._sent: dict[str, tuple[int, int]] = {}  # files, as they were then
-    self._kept: set[int] = set()  # checkpoints that need not be sent
+    self._sent: dict[str, tuple[int, int]] = {}  # `_stat` of sent files
+    self._kept: set[int] = set()  # checkpoints that the store has
     self._id, self._owner = uuid.uuid4().hex, ""
-    self._stack = contextlib.ExitStack()  # of what is done meanwhile
+    self._stack = contextlib.ExitStack()  # ends the sending
     self._lease = contextlib.ExitStack()
 
   def bring(self) -> None:
-    """Copies what the store has, but for the arrays of checkpoints."""
+    """Fetches everything but the arrays of checkpoints."""
     with self._turn, _explained(self.address):
       names = list(_files(self.root, but=("lock", "checkpoints")))
       _copy_all(names, self.root, self.folder)
@@ -149,7 +150,7 @@ class Mirror(Folder):
         self.bring_step(step, but=_ARRAYS)
 
   def bring_step(self, step: int, but: tuple[str, ...] = ()) -> None:
-    """Copies what is not yet here of a checkpoint, whoever sent it."""
+    """Fetches what is missing here of a checkpoint, whichever host sent it."""
     with _explained(self.address):
       folder, parts = self._local / str(step), self._complete().get(step, ())
       names = {name for part in parts for name in json.loads(part.read_text())}
@@ -160,7 +161,7 @@ class Mirror(Folder):
   def start(self, host: int, num_hosts: int) -> None:
     """Sends what is new every few seconds, until `close`."""
     self._host, self._num_hosts = host, num_hosts
-    if host:  # The first has seen to it that nobody else trains here.
+    if host:  # The first has made sure that nobody else trains here.
       self.bring()
     self._stack.callback(self.send)
     self._stack.callback(_repeat(SEND_S, self.send))
@@ -169,9 +170,9 @@ class Mirror(Folder):
     self._stack.close()
 
   def send(self) -> None:
-    """Copies what is new: this host's part of checkpoints, and files if first.
+    """Sends what is new: this host's part of checkpoints; the first, all files.
 
-    Whoever is killed meanwhile leaves the checkpoints that the store had, with
+    A process that is killed here leaves the checkpoints that the store had, and
     at least the rows of their steps.
     """
     with self._turn, _explained(self.address):
@@ -185,38 +186,38 @@ class Mirror(Folder):
         (self._remote / name).write_text(json.dumps(names))
         self._kept.add(step)
       here, there = self._here(), self._complete() if new else {}
-      if here and max(here) in there:  # With several hosts, later.
+      if here and max(here) in there:  # The other hosts may not be done.
         self.forget(there.keys() - here)
 
   def keep(self, path: pathlib.Path) -> None:
-    """Copies a file that was written later."""
+    """Sends one file now."""
     with _explained(self.address):
       _copy(path, self.root / path.relative_to(self.folder))
 
   def forget(self, steps: Iterable[int]) -> None:
-    """Takes checkpoints away, old ones or those that are to be made again."""
+    """Deletes checkpoints, old ones or those that will be made again."""
     with self._turn, _explained(self.address):
       self._kept -= set(steps)
       for step in steps if not self._host else ():
         for path in _children(self._remote):
           if path.name.startswith(f"{step}."):
-            path.unlink(missing_ok=True)  # From now on it does not count.
+            path.unlink(missing_ok=True)  # It no longer counts.
         (self._remote / str(step)).rmtree(missing_ok=True)
 
   def check(self) -> None:
-    """Says whether another process has taken the run over.
+    """Raises if another process has taken the run over.
 
-    Waits where two checkpoints are not sent yet: a third one takes the place of
-    the first.
+    Sends first where two checkpoints are unsent, since a third one would
+    replace the first.
     """
     self._check_owner()
     if len(self._here() - self._kept) > 1:
       self.send()
 
   def take(self) -> None:
-    """Keeps others from training here, as well as a store lets anyone.
+    """Keeps others from training here, as far as a store allows.
 
-    Who trains says so every few seconds; one that is not heard any more has
+    A process that trains says so every few seconds. One that falls silent has
     been killed.
     """
     with _explained(self.address):
@@ -269,12 +270,12 @@ class Mirror(Folder):
         (self.root / "lock").unlink(missing_ok=True)
 
   def _here(self) -> set[int]:
-    """Steps of the checkpoints in the folder, which are whole."""
+    """Steps of the finished checkpoints in the folder."""
     names = [path.name for path in self._local.glob("*")]
     return {int(name) for name in names if name.isdigit()}
 
   def _complete(self) -> dict[int, list[epath.Path]]:
-    """By step of a checkpoint that counts, what hosts say that they sent."""
+    """The hosts' lists of sent files, by step, of checkpoints that count."""
     found: dict[int, list[epath.Path]] = {}
     for path in _children(self._remote):  # such as 8.0of2.json and 8.1of2.json
       if path.suffix == ".json":
@@ -311,14 +312,14 @@ class Mirror(Folder):
 
 
 def _repeat(seconds: float, act: Callable[[], None]) -> Callable[[], Any]:
-  """Does something every few seconds in a thread; returns what ends that."""
+  """Calls `act` every few seconds in a thread; returns what stops it."""
   stop = threading.Event()
 
   def run() -> None:
     while not stop.wait(seconds):
       try:
         act()
-      except Exception as error:  # It is tried again.
+      except Exception as error:  # The next call tries again.
         LOG.warning("%s", error)
 
   thread = threading.Thread(target=run, daemon=True)
@@ -328,13 +329,13 @@ def _repeat(seconds: float, act: Callable[[], None]) -> Callable[[], Any]:
 
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
-  """Whatever goes wrong with a store is one sentence with its address."""
+  """Turns any failure of a store into one sentence with its address."""
   scheme = address.partition("://")[0]
   try:
     yield
   except StoreError:
     raise
-  except Exception as error:  # Each store's library has errors of its own.
+  except Exception as error:  # Every store's library has its own errors.
     said = f"{type(error).__name__} {str(error).strip()}".splitlines()[0][:300]
     if isinstance(error, ImportError) and scheme == "gs":
       said += "; pip install 'saw_jax[gcs]'"
@@ -351,7 +352,7 @@ def _children(folder: epath.Path) -> list[epath.Path]:
 
 
 def _files(folder: epath.Path, but: tuple[str, ...] = ()) -> Iterator[str]:
-  """Names of all files in a folder of a store, and in folders of it."""
+  """Names of all files below a folder of a store."""
   for path in _children(folder):
     if path.name in but:
       continue
@@ -372,11 +373,11 @@ def _copy_all(names: Iterable[str], source: Any, target: Any) -> None:
 
 
 def _copy(source: Any, target: Any) -> None:
-  """Copies a file as one object, or an object as a file."""
+  """Copies a file to an object, or an object to a file."""
   with contextlib.ExitStack() as stack:
     if isinstance(target, pathlib.Path):
       target.parent.mkdir(parents=True, exist_ok=True)
-    elif source.suffix == ".sqlite":  # as it is between two transactions
+    elif source.suffix == ".sqlite":  # a snapshot between two transactions
       scratch = stack.enter_context(tempfile.TemporaryDirectory())
       whole = pathlib.Path(scratch, source.name)
       old, new = (

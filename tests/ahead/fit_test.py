@@ -76,16 +76,16 @@ class TestPrograms:
     assert compiled.share(sampler) == compiled.share(
       outline(ROWS).weights.whole
     )
-    result = jax.eval_shape(layers.jitted, *layers.args)
+    result = jax.eval_shape(layers.kept.jitted, *layers.kept.args)
     of_one = [(x.shape, x.dtype) for x in jax.tree.leaves(sampler["layer_0"])]
     assert [(x.shape, x.dtype) for x in result] == of_one
-    assert layers.trace().lower().compile()
+    assert layers.kept.trace().lower().compile()
 
   def test_rows_as_long_as_they_may_be(self):
     found = {one.name: one for one in programs.programs_of(outline())}
-    prompts, keys = found["generate"].args[1:]
+    prompts, keys = found["generate"].kept.args[1:]
     assert (prompts.tokens.shape, keys.shape) == ((4, 48), (16,))
-    assert found["update"].args[1].tokens.shape == (16, 53)
+    assert found["update"].kept.args[1].tokens.shape == (16, 53)
 
   def test_flops_by_hand(self):
     D, F, V, N, K, H, S, T = 16, 24, 259, 2, 1, 8, 53, 5
@@ -104,7 +104,7 @@ class TestPrograms:
     assert update.model_flops == 3 * 16 * row
     # The program computes all scores; a single chunk's logits are kept.
     done = 3 * 16 * (inside + scores + head)
-    assert compiled.flops.count(update.trace()) == done
+    assert compiled.flops.count(update.kept.trace()) == done
 
 
 class TestTopologies:
