@@ -61,7 +61,7 @@ def _outline_of(run: RunConfig) -> Experiment:
   if run.checkpoint and not pathlib.Path(run.checkpoint).exists():
     name = pathlib.Path(run.checkpoint).name
     document = naming.lookup(MODELS, name, "model without its files")
-    longest = run.rollout.max_prompt_tokens + run.rollout.max_new_tokens
+    longest = run.rollout.max_tokens
     model = hub_config.read_config(document, where=name, max_length=longest)
     how = {key: getattr(run.model, key) for key in build.COMPUTED}
     model = dataclasses.replace(model, **how)

@@ -71,8 +71,7 @@ class Sizes(NamedTuple):
 
   @property
   def width(self) -> int:
-    rollout = self.made.rollout
-    return rollout.max_prompt_tokens + rollout.max_new_tokens
+    return self.made.rollout.max_tokens
 
   @property
   def asked(self) -> tuple[GenerateConfig, int, int]:
@@ -187,8 +186,8 @@ def per_device(made: Experiment, devices: int) -> dict[str, float]:
   products += mixed + 2 * model.num_kv_heads * heads
   inside = 2 * model.width + mixed + products + model.mlp_size / tensor
   # Kept are the input of each layer, the inside of one or of all, and what
-  # remat names; the first two twice, for their gradients. That is within 10 % of
-  # what a small decoder's programs need on a CPU, with and without remat.
+  # remat names; the first two twice, for their gradients. This is within 10 %
+  # of what a small decoder's programs need on a CPU, with and without remat.
   layers = model.num_layers if model.remat == "none" else 1
   kept = {"attention": mixed, "save_weight_products": products}
   kept["dots"] = mixed + products

@@ -180,8 +180,8 @@ def open_reader(
     config, params = source.config, source.load(source.config)
   else:
     run, made, _, _, params = build.read_policy(workdir, checkpoint, seed)
-    config, tokenizer, limits = made.decoder, made.tokenizer, run.rollout
-    most = max_length or limits.max_prompt_tokens + limits.max_new_tokens
+    config, tokenizer = made.decoder, made.tokenizer
+    most = max_length or run.rollout.max_tokens
   sizes = {"max_length": most, "batch_size": int(batch_size)}
   return Reader(config, params, tokenizer, **sizes)
 

@@ -161,7 +161,7 @@ def _make_model(
 
 def open_checkpoint(run: RunConfig) -> pretrained.Pretrained:
   path = registry.find_checkpoint(run.checkpoint)
-  longest = run.rollout.max_prompt_tokens + run.rollout.max_new_tokens
+  longest = run.rollout.max_tokens
   source = pretrained.open_checkpoint(path, max_length=longest)
   shapes = jax.tree.leaves(decoder.param_shapes(source.config))
   kind, count = source.document["architectures"][0], sum(x.size for x in shapes)

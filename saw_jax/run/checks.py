@@ -154,7 +154,7 @@ def _refuse(conflicts: Conflicts) -> None:
 
 def _conflicts(made: Experiment) -> Conflicts:
   rollout, loop, ahead = made.rollout, made.loop, made.asynchronous
-  longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+  longest = rollout.max_tokens
   parts = "a prompt and its response"
   if made.method.world is not None:
     longest += len(agents.glue_of(made.tokenizer))

@@ -41,12 +41,11 @@ def export(params: dict, made: Experiment, folder: str | os.PathLike) -> None:
 
 
 def _open(made: Experiment, **functions) -> Servers:
-  rollout = made.rollout
   return Servers(
-    rollout.engine,
+    made.rollout.engine,
     options(made),
     vocab_size=made.decoder.vocab_size,
-    max_length=rollout.max_prompt_tokens + rollout.max_new_tokens,
+    max_length=made.rollout.max_tokens,
     **functions,
   )
 

@@ -98,6 +98,11 @@ class RolloutConfig:
       "rollout.long_prompts", self.long_prompts, ("error", "drop", "truncate")
     )
 
+  @property
+  def max_tokens(self) -> int:
+    """Of a prompt and its response."""
+    return self.max_prompt_tokens + self.max_new_tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeConfig:
