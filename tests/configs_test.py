@@ -33,34 +33,6 @@ CASES = [
 
 # What the papers print: a row, and its settings at the scale `paper`.
 PUBLISHED = pathlib.Path(__file__).parent / "data/published_settings.txt"
-# A case, what is set in it, and a word of the answer.
-REFUSED = """
-paw/household:grpo | algorithm.advantage=grpo | has episodes
-paw/household:grpo_paw | asynchronous.protocol=fixed_lag | must be 'none'
-paw/household:grpo_paw | algorithm.world_model.alpha=0.0 | share
-paw/household:grpo_paw | algorithm.world_model.loss=huber | world-model loss
-paw/household:grpo_paw | algorithm.world_model.selection=rnadom | 'random'
-paw/household:grpo_paw | algorithm.kl.placement=reward | steps
-paw/household:grpo | labels.method=vote | labels are bought
-paw/household:grpo | rollout.stops=("x",) | stops
-saw/tool_calling:grpo | algorithm.advantage=gigpo | single answers
-saw/tool_calling:grpo | algorithm.weights=sawe | 'saw'
-saw/tool_calling:grpo | algorithm.loss=asimpo | 'asympo'
-saw/tool_calling:grpo | parallel.lift=mehsed | 'meshed'
-saw/tool_calling:grpo | parallel.lift=pmapped | processes cannot do this
-saw/tool_calling:grpo | asynchronous.protocol=max_lagg | 'max_lag'
-asympo/math:tis | sampling.top_p=0.9 | tokens that are kept
-saw/tool_calling:grpo | rollout.cache_tokens=100 | a prompt of
-saw/tool_calling:grpo | rollout.cache_tokens=-1 | 0 or more
-saw/tool_calling:grpo | loop.pack_length=100 | pack_length
-saw/tool_calling:grpo | loop.num_steps.x=1 | nothing is below
-saw/tool_calling:scale=paper | loop.num_steps=1 | Qwen2.5-1.5B-Instruct
-saw/summaries:scale=paper | loop.num_steps=1 | judge.url
-care/knights:care | asynchronous.dynamic_sampling=True | one of the two has
-composed/tool_calling: | task.name=knights | world
-composed/tool_calling: | loop.pack_length=160 | observed
-paw/household:grpo_paw | loop.pack_length=47 | observed
-"""
 
 
 def at(values, path):
@@ -189,12 +161,6 @@ class TestKeys:
   def test_a_wrong_type_names_its_key(self, path, value):
     with pytest.raises(TypeError, match=path):
       typed(put(config_lib.get_config().to_dict(), path, value))
-
-  def test_options_are_refused_by_who_reads_them(self):
-    config = load("saw/tool_calling")
-    config.task.options.num_trian = 7
-    with pytest.raises(TypeError, match="'num_train'"):
-      build.build(config.lock())
 
   def test_python_reaches_what_has_no_key(self):
     run = RunConfig()
@@ -334,20 +300,6 @@ class TestEveryTable:
     for setting in settings:
       path, _, value = setting.partition("=")
       assert str(at(run, path)) == value, path
-
-  @pytest.mark.parametrize("line", REFUSED.strip().splitlines())
-  def test_what_does_not_go_together_is_refused(self, line, built, monkeypatch):
-    case, setting, word = (part.strip() for part in line.split("|"))
-    config = load(case)
-    path, _, text = setting.partition("=")
-    if path == "parallel.lift":  # in one process all are well
-      monkeypatch.setattr(build.jax, "process_count", lambda: 2)
-    if path == "task.name":
-      config.tokenizer.name, config.task.options = text, {}
-    errors = (ValueError, KeyError, FileNotFoundError)
-    with pytest.raises(errors, match=word):
-      config_lib.override(config, path, text)
-      built(config.lock())
 
 
 # Rows of a table, and all that they may differ in.
