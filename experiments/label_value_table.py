@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
-from saw_jax.reporting import statistics
+from saw_jax.reporting import statistics, tables
 from saw_jax.run import command_line, run_directory
 
 Rows = Sequence[dict[str, float]]
@@ -24,26 +24,29 @@ def table(rows: Rows) -> str:
   """What a label is worth on average, by order and share, and by its gap."""
   starts = sorted({row["start"] for row in rows})
   of_starts = [[row for row in rows if row["start"] == s] for s in starts]
-  head = [f"first {share:.0%}" for share in _SHARES]
-  lines = ["### What one label buys", "", *_head(["order", *head, "all"])]
+  head = ["order", *(f"first {share:.0%}" for share in _SHARES), "all"]
+  orders = []
   for name, order in _ORDERS.items():
-    cells = [
+    cells = (
       _cell([_first(some, order, share) for some in of_starts])
       for share in (*_SHARES, 1.0)
-    ]
-    lines.append(f"| {name} | {' | '.join(cells)} |")
-  lines += ["", *_head(["gap", "prompts", "worth of a label"])]
-  levels = sorted({round(row["gap"], 2) for row in rows})
-  for level in levels:
+    )
+    orders.append([name, *cells])
+  levels = []
+  for level in sorted({round(row["gap"], 2) for row in rows}):
     some = [
       [row["value"] for row in own if round(row["gap"], 2) == level]
       for own in of_starts
     ]
-    count = sum(map(len, some))
-    cell = _cell([own for own in some if own])
-    lines.append(f"| {level:.2f} | {count} | {cell} |")
+    worth = _cell([own for own in some if own])
+    levels.append([f"{level:.2f}", str(sum(map(len, some))), worth])
   numbers = ", ".join(map(str, starts))
-  lines += [
+  lines = [
+    "### What one label buys",
+    "",
+    *tables.grid(head, orders),
+    "",
+    *tables.grid(["gap", "prompts", "worth of a label"], levels),
     "",
     "Thousandths of held-out reward that a policy gains by one gradient step "
     "from the label of a prompt in place of its vote; mean with its 95 % "
@@ -72,11 +75,6 @@ def _cell(by_start: Sequence[Sequence[float]]) -> str:
   # One label has no interval.
   known = f" [{1e3 * low:.2f}, {1e3 * high:.2f}]" if np.isfinite(low) else ""
   return f"{1e3 * middle:.2f}{known}"
-
-
-def _head(names: Sequence[str]) -> list[str]:
-  rule = " | ".join(["---", *["---:"] * (len(names) - 1)])
-  return [f"| {' | '.join(names)} |", f"| {rule} |"]
 
 
 def draw(rows: Rows) -> Figure:

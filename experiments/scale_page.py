@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from saw_jax.ahead import report, topology
+from saw_jax.reporting import tables
 from saw_jax.tasks import base
+
+_HEAD = ("rows", "slice", "fits, changed", "HBM", "FLOPs", "GB", "step, s")
+_HEAD += ("of it sampling", "at")
 
 
 def _cells(one: dict) -> list[str]:
@@ -61,15 +65,12 @@ def lines(
 ) -> list[str]:
   """The page: a line for each program and slice, and what is recommended."""
   found = [base.asset(report.__file__, "scale.md")]
-  head = "| rows | slice | fits, changed | HBM | FLOPs | GB | step, s "
-  head += "| of it sampling | at |"
   for name, shared in every.items():
     found += ["", f"## {name}", ""]
     if not any(table == name for table, *_ in known):
       found.append("Not compiled yet.")
       continue
-    found += [head, "| --- " * 9 + "|"]
-    fitting = []
+    cells, fitting = [], []
     for rows in shared:
       for where in slices:
         one = known.get((name, rows[0], where))
@@ -79,9 +80,10 @@ def lines(
         named = ", ".join(rows[:4]) + f" and {len(rows) - 4} more" * (
           len(rows) > 4
         )
-        found.append(f"| {named} | {where} | {said} | {' | '.join(figures)} |")
+        cells.append([named, where, said, *figures])
         if said.startswith("yes") and rows is shared[0]:
           fitting.append((one, said))
+    found += tables.grid(_HEAD, cells, words=len(_HEAD))
     if fitting:
       best = min(fitting, key=lambda pair: _compute(pair[0]["slice"]))
       config = best[1].removeprefix("yes").replace("`", "").split()

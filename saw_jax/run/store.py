@@ -345,8 +345,12 @@ def _explained(address: str) -> Iterator[None]:
 
 
 def _children(folder: epath.Path) -> list[epath.Path]:
+  # A store may list a folder itself, and of a file the file.
+  def is_own(path: epath.Path) -> bool:
+    return path.name == folder.name and (path == folder or not path.exists())
+
   try:
-    return [path for path in folder.iterdir() if path.name != folder.name]
+    return [path for path in folder.iterdir() if not is_own(path)]
   except (FileNotFoundError, NotADirectoryError):
     return []
 

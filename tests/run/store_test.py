@@ -232,6 +232,11 @@ class TestMirror:
     one.forget([4])
     assert objects(bucket) == sent - {"final.json"}
 
+  def test_a_folder_may_have_the_name_of_the_one_it_is_in(self, bucket):
+    write(bucket / "run", "run/picture")
+    assert (store.local(ADDRESS) / "run" / "picture").exists()
+    assert store.copy_of(f"{ADDRESS}/run/picture").read_text() == "x"
+
   def test_no_checkpoint_is_replaced_before_it_was_sent(self, bucket):
     one = mirror()
     for step in (2, 4):
