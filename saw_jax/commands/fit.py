@@ -59,9 +59,8 @@ def _run(more=()):
 def _by_arithmetic(where) -> int:
   from saw_jax.ahead import compiled, footprint, report
 
-  given = flags.FLAGS
-  count = where.count if where else given.devices
-  most = report.has(where) if where else 1e9 * given.memory
+  count = where.count if where else flags.FLAGS.devices
+  most = report.has(where) if where else 1e9 * flags.FLAGS.memory
   with command_line.checking_input():
     made = compiled.experiment_of(_run(), count)
     sizes = footprint.per_device(made, count)

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import pathlib
 import threading
 
@@ -159,6 +160,7 @@ class TestDamage:
   def test_one_error_is_said_of_many_arrays(self, store, tmp_path, caplog):
     # Orbax reads them together and raises the first error; asyncio logs those
     # that come later, with their tracebacks, when they are collected.
+    caplog.set_level(logging.WARNING, "asyncio")
     save(store, 1)
     largest_file(tmp_path / "1" / "state").write_bytes(b"")
     with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
