@@ -11,13 +11,13 @@ import collections
 import json
 import pathlib
 import subprocess
-import sys
 import time
 
 from absl import app, flags
 
 from experiments import scale_page as page
 from saw_jax.ahead import compiled, report, topology
+from saw_jax.run import children
 from saw_jax.run import config as config_lib
 
 MINUTES = flags.DEFINE_float("minutes", 30.0, "When to begin no other one.")
@@ -79,7 +79,7 @@ def refusal(name: str, row: str, where: str) -> str:
 
 def compile_some(name: str, row: str, where: str, some: list[str]) -> list:
   """The figures of some programs of a row on a slice, by the command."""
-  command = [sys.executable, "-m", "saw_jax", *words_of(name, row, where)]
+  command = children.saw(*words_of(name, row, where))
   commit = subprocess.getoutput("git rev-parse --short HEAD")
   lines = []
   with subprocess.Popen(

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from saw_jax.ahead import topology as topology_lib
-from saw_jax.run import command_line
+from saw_jax.run import children, command_line
 from saw_jax.run import config as config_lib
 
 _TRIES = 4  # settings that may help a program
@@ -42,7 +42,7 @@ def main() -> int:
       print(json.dumps(found), flush=True)
     return 0
   # The platform and the number of devices are set before JAX starts.
-  words = [sys.executable, "-m", "saw_jax", "fit", *sys.argv[1:]]
+  words = children.saw("fit", *sys.argv[1:])
   env = topology_lib.environment(where)
   with subprocess.Popen(words, env=env, stdout=subprocess.PIPE) as child:
     fits = _report(where, map(json.loads, child.stdout))

@@ -6,11 +6,11 @@ import itertools
 import pathlib
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from saw_jax import naming
+from saw_jax.run import children
 
 # A comma outside of brackets.
 _COMMA = re.compile(r",(?![^\[(]*[\])])")
@@ -79,7 +79,6 @@ def open_executor(folder: pathlib.Path, given: Sequence[str]) -> Any:
 
 def job_array(folder: pathlib.Path, commands: Sequence[Sequence[str]]) -> str:
   """A job array with a line for each cell; resources are flags of `sbatch`."""
-  python = shlex.join([sys.executable, "-m", "saw_jax"])
   lines = [
     "#!/bin/bash",
     f"#SBATCH --job-name={folder.name}",
@@ -88,7 +87,7 @@ def job_array(folder: pathlib.Path, commands: Sequence[Sequence[str]]) -> str:
     f"#SBATCH --output={folder}/slurm_%A_%a.log",
     'case "$SLURM_ARRAY_TASK_ID" in',
     *(
-      f"{number}) exec {python} {shlex.join(words)} ;;"
+      f"{number}) exec {shlex.join(children.saw(*words))} ;;"
       for number, words in enumerate(commands)
     ),
     "esac",

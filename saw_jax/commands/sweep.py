@@ -20,6 +20,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -54,26 +55,16 @@ def main() -> int:
     path = folder / "sweep.sbatch"
     path.write_text(grid.job_array(folder, list(commands.values())))
     count = f"{len(todo)} of {len(cells)} cells"
-    if not submits:
+    if submits:
+      _submit(submits, commands, count)
+    else:
       print(f"{count}: sbatch {path}")
-      return 0
-    run = [sys.executable, "-m", "saw_jax"]
-    words = [[*run, *one] for one in commands.values()]
-    try:
-      jobs = submits.map_array(subprocess.check_call, words)
-    except RuntimeError as error:
-      raise command_line.UsageError(f"--submit: {error}") from error
-    print(f"{count}, logs in {submits.folder}:")
-    for name, job in zip(todo, jobs, strict=True):
-      print(f"  job {job.job_id}: {name}")
-      if submits.cluster == "debug":  # It runs a job when its result is asked.
-        job.results()
     return 0
   failed = []
   with children.Children() as runner:
     for number, (name, words) in enumerate(commands.items(), 1):
       logging.info("cell %d of %d: %s", number, len(commands), name)
-      status = runner.run([sys.executable, "-m", "saw_jax", *words])
+      status = runner.run(children.saw(*words))
       if status == command_line.INTERRUPTED or runner.stopped:
         print(f"stopped; the same command goes on:\n  {command_line.again()}")
         return command_line.INTERRUPTED
@@ -85,6 +76,21 @@ def main() -> int:
   for line in failed:
     print(f"failed: {line}")
   return int(bool(failed))
+
+
+def _submit(
+  executor: Any, commands: Mapping[str, Sequence[str]], count: str
+) -> None:
+  words = [children.saw(*one) for one in commands.values()]
+  try:
+    jobs = executor.map_array(subprocess.check_call, words)
+  except RuntimeError as error:
+    raise command_line.UsageError(f"--submit: {error}") from error
+  print(f"{count}, logs in {executor.folder}:")
+  for name, job in zip(commands, jobs, strict=True):
+    print(f"  job {job.job_id}: {name}")
+    if executor.cluster == "debug":  # It runs a job when its result is asked.
+      job.results()
 
 
 def _check(

@@ -119,10 +119,9 @@ def outline(
   method = algorithms.make_method(run.algorithm, *np.array(ends, np.float32).T)
   source, tokenizer, model = _make_model(run)
   model = dataclasses.replace(model, value_head=method.reads_values)
-  made = {"task": task, "tokenizer": tokenizer, "method": method}
-  made |= {"decoder": model, "params": None}
+  made = dict(task=task, tokenizer=tokenizer, method=method, decoder=model)
   shared = {k: v for k, v in vars(run).items() if k in Experiment._fields}
-  experiment = Experiment(**(shared | made))
+  experiment = Experiment(**(shared | made), params=None)
   checks.check(experiment, run, seeds, directory)
   if seeds is not None:
     checks.check_examples(experiment)

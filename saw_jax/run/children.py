@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ def count_cores() -> int:
   """The cores that this process may use."""
   allowed = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))
   return len(allowed(0))
+
+
+def saw(*words: str) -> list[str]:
+  """The words that run `saw` as this process does."""
+  return [sys.executable, "-m", "saw_jax", *words]
 
 
 class Children:

@@ -64,10 +64,7 @@ class FileWriter:
     self._csv = path = pathlib.Path(directory) / f"{name}.csv"
     self._lines = LineFile(path.with_suffix(".jsonl"), first_step)
     # Rows are not kept in memory: a run may have a million steps.
-    count, self._columns = 0, {}
-    for row in read_lines(self._lines.path):
-      self._columns |= dict.fromkeys(row)
-      count += 1
+    count = sum(1 for _ in read_lines(self._lines.path))
     if count < (had := sum(1 for _ in _rows_before(path, first_step))):
       LOG.warning(
         "%s is damaged: of %d rows before step %d it has %d; %s has the others",
@@ -81,7 +78,6 @@ class FileWriter:
     row = from_json(to_json({"step": step, "seed": seed, **values}))
     self._lines.write(row)
     if not row.keys() <= self._columns.keys():
-      self._columns |= dict.fromkeys(row)
       return self._rewrite_csv()  # once or twice a run
     with self._csv.open("a", newline="") as file:
       csv.DictWriter(file, self._columns).writerow(row)
@@ -96,13 +92,13 @@ class FileWriter:
         found[place] = {k: from_json(x) for k, x in given.items() if x}
     for row in read_lines(self._lines.path):
       found[row["step"], row["seed"]] = row
-    for row in found.values():
-      self._columns |= dict.fromkeys(row)
     rows = (found[place] for place in sorted(found))
     write_text(self._lines.path, "".join(map(_line, rows)))
 
   def _rewrite_csv(self) -> None:
-    text = io.StringIO(newline="")
+    text, self._columns = io.StringIO(newline=""), {}
+    for row in read_lines(self._lines.path):
+      self._columns |= dict.fromkeys(row)
     if self._columns:
       writer = csv.DictWriter(text, list(self._columns))
       writer.writeheader()
