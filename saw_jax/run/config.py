@@ -321,16 +321,12 @@ def load(name: str) -> ml_collections.ConfigDict:
   """Loads `saw/tool_calling:arguments`, or a file with `get_config`."""
   place, _, argument = name.partition(":")
   path, folder = pathlib.Path(place).resolve(), FOLDER.resolve()
-  is_own = path.suffix == ".py" and not path.is_relative_to(folder)
-  if path.suffix != ".py":
-    found = vars(module(place))
-  elif not path.is_file():
+  if path.is_file() and path.is_relative_to(folder):  # a table's, by its path
+    place = path.relative_to(folder).with_suffix("").as_posix()
+  is_own = place.endswith(".py")
+  if is_own and not path.is_file():
     raise FileNotFoundError(f"there is no config file {place!r}; see --help")
-  elif is_own:
-    found = vars(naming.load_file(place))  # whose functions are found again
-  else:
-    inside = path.relative_to(folder).with_suffix("")
-    found = vars(module(inside.as_posix()))
+  found = vars(naming.load_file(place) if is_own else module(place))
   make = found.get("get_config", lambda: None)
   try:
     takes = argument or naming.arguments(make)
