@@ -34,7 +34,7 @@ _MACRO = re.compile(
 )
 _ATOM = r"([0-9A-Za-z]|\\[A-Za-z]+)"
 # A half of `1 \over 2`, with no bracket or comma of its own.
-_HALF = r" *((?:[^][(){},;\\]|\\(?!over)[A-Za-z]+|\{[^{}]*\})+?) *"
+_HALF = r" *((?:[^][(){},;\\]|\\(?!over)[A-Za-z]++|\{[^{}]*\})+?) *"
 _STEPS = [
   (re.compile(pattern, re.DOTALL), plain)
   for pattern, plain in (

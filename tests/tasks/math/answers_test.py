@@ -212,6 +212,7 @@ HOSTILE = {
   "one character that is many": "\ufdfa" * 256,
   "styles": "\\mathbf{" * 28 + "}" * 28,
   "units": "5" + " cm" * 80,
+  "macros": "\\alpha" * 12,
 }
 
 
