@@ -4,6 +4,7 @@ A claim is `(role, person)` or `(operator, claim, claim)`, a puzzle one claim a
 person. Roles are one truth value a person, True for a knight.
 """
 
+import functools
 import hashlib
 import itertools
 import operator
@@ -16,11 +17,12 @@ Claim = tuple[str, int] | tuple[str, "Claim", "Claim"]
 KNIGHT, KNAVE = "knight", "knave"
 ROLES = (KNIGHT, KNAVE)
 
+# On masks, which have a bit for each way to give out the roles.
 _APPLY = {
   "and": operator.and_,
   "or": operator.or_,
-  "implies": operator.le,
-  "iff": operator.eq,
+  "implies": lambda a, b: ~a | b,
+  "iff": lambda a, b: ~(a ^ b),
 }
 OPERATORS = tuple(_APPLY)
 _SYMMETRIC = ("and", "or", "iff")
@@ -53,11 +55,19 @@ def solutions(claims: Sequence[Claim]) -> list[tuple[bool, ...]]:
   >>> solutions([("knave", 0)])  # the liar's paradox
   []
   """
-  return [
-    roles
-    for roles in itertools.product((False, True), repeat=len(claims))
-    if all(map(operator.eq, roles, (_holds(c, roles) for c in claims)))
-  ]
+  every, knights = _all_roles(len(claims))
+  lies = 0
+  for is_knight, claim in zip(knights, claims, strict=True):
+    lies |= is_knight ^ _truth(claim, knights)
+  return [roles for place, roles in enumerate(every) if not lies >> place & 1]
+
+
+@functools.cache
+def _all_roles(people: int) -> tuple[list[tuple[bool, ...]], list[int]]:
+  """All roles that people can have, and for each person their mask."""
+  every = list(itertools.product((False, True), repeat=people))
+  columns = zip(*every, strict=True)
+  return every, [sum(x << i for i, x in enumerate(one)) for one in columns]
 
 
 def operators_of(claim: Claim) -> set[str]:
@@ -125,10 +135,10 @@ def _draw_claim(
   return joined, single, (draws.choice(ROLES), second)
 
 
-def _holds(claim: Claim, roles: Sequence[bool]) -> bool:
+def _truth(claim: Claim, knights: Sequence[int]) -> int:
   if claim[0] in ROLES:
-    return roles[claim[1]] == (claim[0] == KNIGHT)
-  return _APPLY[claim[0]](*(_holds(part, roles) for part in claim[1:]))
+    return knights[claim[1]] ^ -(claim[0] == KNAVE)
+  return _APPLY[claim[0]](*(_truth(part, knights) for part in claim[1:]))
 
 
 def _describe(claim: Claim, speaker: int, colours: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ def rename(claim, order):
 
 
 def solve(claims):
-  """The same as `puzzles.solutions`, by loops in place of masks."""
+  """The same as `puzzles.solutions`, one assignment after the other."""
   return [
     roles
     for roles in itertools.product([False, True], repeat=len(claims))
