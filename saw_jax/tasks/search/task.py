@@ -63,8 +63,8 @@ class SearchConfig:
 class SearchQuestions(environments.Environment):
   """The question of a seed's number, until it is answered.
 
-  A `<search>` is followed by the passages that are found, an `<answer>`, which
-  pays if it is right, by nothing, as is anything else.
+  A `<search>` is followed by the passages that are found. An `<answer>` ends
+  the episode, and pays if it is right; anything else is followed by nothing.
   """
 
   def __init__(
@@ -105,8 +105,8 @@ class SearchQuestions(environments.Environment):
 def normalise(answer: str) -> str:
   """Returns an answer as it is compared: without case, marks and articles.
 
-  Otherwise than in the published form, 1.5 is not 15 and -5 not 5, and an
-  answer that is an article, as "A", is that.
+  Differs from the published form: 1.5 is not 15, -5 is not 5, and an answer
+  with nothing but an article or marks, such as "A" or "!!!", stays as it is.
 
   >>> normalise("The  Glass-River!")
   'glassriver'
@@ -117,7 +117,7 @@ def normalise(answer: str) -> str:
     number[1].replace(",", "") if number else word.translate(_PUNCTUATION)
     for word, number in zip(words, numbers, strict=True)
   )
-  return " ".join(_ARTICLES.sub(" ", text).split() or text.split())
+  return " ".join(_ARTICLES.sub(" ", text).split() or text.split() or words)
 
 
 class SearchTask(environments.FormTask):

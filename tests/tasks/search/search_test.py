@@ -79,7 +79,9 @@ class TestEpisode:
   @pytest.mark.parametrize(
     ("gold", "answer", "is_right"),
     [("1.5", "15", 0), ("-5", "5", 0), ("$1,234.50", "1234.50.", 1)]
-    + [("A", "the", 0), ("A", "!", 0), ("A", "a.", 1), ("1,000", "1000", 1)],
+    + [("A", "the", 0), ("A", "!", 0), ("A", "a.", 1), ("1,000", "1000", 1)]
+    # A band's name and a mark that was asked for: an empty answer is neither.
+    + [("!!!", "", 0), ("!!!", "?", 0), ("!!!", "!!!", 1), ("?", "<>", 0)],
   )
   def test_what_a_mark_or_an_article_may_change(self, gold, answer, is_right):
     same = search_task.normalise(gold) == search_task.normalise(answer)
