@@ -1,9 +1,9 @@
 """A language model that scores text, behind any OpenAI-compatible endpoint.
 
-What is judged goes as a JSON document, so that no text can end it and start
-another, and what a reply quotes of it is no verdict. What the judge does not
-say in numbers is no score: it is masked, and never 0. The endpoint's key goes
-into one header, and into no file or message.
+A text is sent inside a JSON document, so that it cannot pose as anything else,
+and a reply that quotes it is no verdict. Without numbers from the judge there
+is no score: the text is masked, never given 0. The endpoint's key goes into one
+header, and into no file or message.
 """
 
 import collections
@@ -96,9 +96,9 @@ class JudgeConfig:
 class JudgeCache:
   """Verdicts by key, and a queue for requests: one SQLite file.
 
-  It may be killed at any moment, and is shared by all processes of several
-  runs: each operation opens it, makes one short transaction and closes it. The
-  journal is no write-ahead log, which does not work on network file systems.
+  Processes of several runs share it, and any of them may be killed at any
+  moment: each operation opens it, makes one short transaction and closes it.
+  There is no write-ahead log, which would not work on network file systems.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -134,8 +134,8 @@ class JudgeCache:
     """Takes the next place in the queue of requests to a model.
 
     Returns in how many seconds the request may leave, or None if that is more
-    than `patience_s`. Nobody is more patient than `longest_s`: a queue that is
-    longer was made before a clock was set back, and is over.
+    than `patience_s`. Nobody ever waits longer than `longest_s`: a longer queue
+    is left over from before the clock was set back, and does not count.
     """
     with self._transaction() as connection:
       find = "SELECT next_at FROM departures WHERE model = ?"
@@ -251,9 +251,9 @@ class Judge:
       pause = min(2 * pause, _LONGEST_PAUSE_S)
 
   def _send(self, body: bytes, deadline: float) -> str:
-    end = min(time.monotonic() + self._config.request_limit_s, deadline)
-    if self._client is None:
+    if self._client is None:  # It reads certificates: no part of a request.
       self._client = _import_httpx().Client(headers=self._headers())
+    end = min(time.monotonic() + self._config.request_limit_s, deadline)
     url = f"{self._config.url.rstrip('/')}/chat/completions"
     try:
       reply = asking.send(

@@ -260,6 +260,18 @@ class TestFailures:
     assert judge.judge("a text", "a summary") == (7.0, 8.5)
     assert len(stub.requests) == 3 and judge.counts == {"scored": 1}
 
+  def test_making_a_client_is_no_part_of_a_request(self, make, monkeypatch):
+    httpx, judge = pytest.importorskip("httpx"), make(attempts=1)
+    client, now = httpx.Client, time.monotonic
+
+    def slow(**options):
+      later = lambda: now() + 31.0  # noqa: E731  # a request has 30 seconds
+      monkeypatch.setattr(time, "monotonic", later)
+      return client(**options)
+
+    monkeypatch.setattr(httpx, "Client", slow)
+    assert judge.judge("a text", "a summary") == (7.0, 8.5)
+
   def test_pauses_double(self, stub, make):
     stub.replies = [(500, ())]
     unscored(make(backoff_s=0.2))
