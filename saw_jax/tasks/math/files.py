@@ -43,35 +43,30 @@ def read_examples(
   Rows that cannot be read are left out, and named in a warning; the file is
   refused where they are many. `meta["working"]` is a solution, if there is one.
   """
-  reader = None
-
-  def parse(raw: Any) -> answer_task.Row | ValueError:
-    nonlocal reader
+  reader, number = None, -1
+  found: dict[tuple, base.Example] = {}
+  bad: dict[int, ValueError] = {}
+  for number, raw in enumerate(row_files.read_rows(path)):
     try:
       if not isinstance(raw, Mapping):
         raise ValueError("not an object with named fields")
       row = {str(name).lower(): value for name, value in raw.items()}
       reader = reader or _recognise(row)
       messages, answer, working = reader(row)
-      working = working and f"{working.strip()}\n"
-      return messages, _reference(answer), {"working": working}
+      notes = {"working": working and f"{working.strip()}\n"}
+      parts = messages, _reference(answer), notes
     except ValueError as error:
-      return error
-
-  rows = list(row_files.parse_rows(path, parse))
-  bad = {n: row for n, row in enumerate(rows) if isinstance(row, ValueError)}
+      bad[number] = error
+      continue
+    example = answer_task.make_example(key + number, parts, template)
+    texts = (*(m["content"] for m in example.messages), example.reference)
+    found.setdefault(texts, example)
   if bad:
-    number, error = next(iter(bad.items()))
-    said = f"{path}, row {number}: {error}"
-    if len(bad) > _MOST_UNREAD * len(rows):
-      raise ValueError(f"{said} ({len(bad)} of {len(rows)} rows are unread)")
+    first, error = next(iter(bad.items()))
+    said, count = f"{path}, row {first}: {error}", number + 1
+    if len(bad) > _MOST_UNREAD * count:
+      raise ValueError(f"{said} ({len(bad)} of {count} rows are unread)")
     _LOG.warning("%s. Left out: rows %s", said, ", ".join(map(str, bad)))
-  found: dict[tuple, base.Example] = {}
-  for number, row in enumerate(rows, key):
-    if not isinstance(row, ValueError):
-      example = answer_task.make_example(number, row, template)
-      texts = (*(m["content"] for m in example.messages), example.reference)
-      found.setdefault(texts, example)
   if not found:
     raise ValueError(f"{path}: no rows.")
   return list(found.values())

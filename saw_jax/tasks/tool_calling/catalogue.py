@@ -6,15 +6,13 @@ under a million parameters can learn to copy them into a call.
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saw_jax.tasks import answer_task
+from saw_jax.tasks import answer_task, base
 from saw_jax.tasks.draws import TEST_PERCENT, Draws
 from saw_jax.tasks.tool_calling import rewards
 
-_FILE = pathlib.Path(__file__).parent / "assets" / "tools.json"
 # Of a policy's answer: calls that are run, and characters that are said back.
 _MAX_CALLS = 4
 _MAX_ECHO = 16
@@ -23,7 +21,7 @@ _TYPES |= {"boolean": bool}
 
 # A tool has a name, typed parameters with their values and, where these are not
 # said as they are, the words of a request for them, and wordings of a request.
-CATALOGUE: list[dict[str, Any]] = json.loads(_FILE.read_text("utf-8"))
+CATALOGUE: list[dict[str, Any]] = base.asset(__file__, "tools.json")
 TOOLS = {tool["name"]: tool for tool in CATALOGUE}
 
 _NAMES = ("Ann", "Ben", "Eve", "Leo", "Max", "Mia", "Sam", "Tom")

@@ -40,8 +40,8 @@ class Grader(pool.Pool):
   The other options are those of `Pool`.
 
   Attributes:
-    token_limits: the most tokens of a response by index of a component; what
-      depends on it is scored here as if the response kept to it.
+    token_limits: by index of a component that depends on length, the most
+      tokens of a response; here it is scored as if that limit were kept.
 
   >>> with Grader(task, num_workers=2, limit_s=5.0) as grader:  # doctest: +SKIP
   ...   graded = grader.grade(examples, completions)
@@ -82,10 +82,9 @@ class Grader(pool.Pool):
     unscored: Sequence[tuple[base.Example, str, base.Outcome]],
     total: int,  # responses, with those that have a reward
   ) -> None:
-    """Raises if too many responses of a step have no reward at all.
+    """Raises if too few responses of a step have a reward to learn from.
 
-    A time-out is no bug and a judge may fail now and then, but what is left of
-    a step must be enough to learn from.
+    A time-out is no bug, and a judge may fail now and then.
     """
     lost = [
       f"{self._where(example, completion)}: {outcome.value}, with a limit of "
@@ -114,9 +113,8 @@ class Grader(pool.Pool):
     self._check_failures(failures, len(pairs), "crashed")
 
   def _score(self, pairs) -> list[worker.Result]:
-    takes_many = self._job.takes_many
     if self._is_local():
-      return self._job.many(pairs) if takes_many else [*map(self._job, pairs)]
+      return list(self._job.each(pairs))
     for index, one in enumerate(self._workers):
       if one.process.poll() is not None:  # It died between calls: of no text.
         self._replace(index)
@@ -134,7 +132,9 @@ class Grader(pool.Pool):
       results[asked[0]] = result
 
     def lose(index, pending, why):
-      if takes_many and len(pending) > 1:  # Which one it was, is not known.
+      if (
+        self._job.takes_many and len(pending) > 1
+      ):  # Which one it was, is not known.
         todo.extend([one] for one in pending)
         return
       # The first text without an answer is the one it was at.

@@ -36,7 +36,7 @@ class RewardError(ValueError):
 
 
 class Worker:
-  """A process that does a job, what it was asked, and until when it may."""
+  """A process that does a job, what it was asked, and its deadline."""
 
   def __init__(self, greeting: bytes, limit_s: float):
     self.pending: collections.deque[tuple] = collections.deque()
@@ -64,9 +64,9 @@ class Worker:
     return "its process did not start"
 
   def ask(self, asked: Sequence[tuple[Any, Any]], eager: bool) -> None:
-    """Sends the items of pairs; what else is in a pair tells them apart.
+    """Sends the item of each pair `(label, item)`.
 
-    They are answered one by one if `eager`, or some at a time.
+    Answers come one by one if `eager`, or else several at a time.
     """
     if not asked:
       return
@@ -76,7 +76,11 @@ class Worker:
       self.pipe.send((eager, [item for _, item in asked]))
 
   def take(self, note: Callable) -> str | None:
-    """Passes on the answers; returns why there are no more, "": overdue."""
+    """Passes the answers that are there to `note(pair, answer)`.
+
+    Returns None if all is well, or why nothing more will come: how the process
+    ended, or "" if an answer is overdue.
+    """
     try:
       while self.pending and self.pipe.poll():
         answers = self.pipe.recv()
@@ -134,7 +138,7 @@ class Pool(contextlib.AbstractContextManager):
 
   def __init__(
     self,
-    job: Callable[[Any], Any],  # what is done with each item
+    job: Any,  # its `each` yields the answers to items
     task_name: str,
     *,
     num_workers: int,
@@ -190,10 +194,9 @@ class Pool(contextlib.AbstractContextManager):
   def _exchange(self, ask, note, lose) -> None:
     """Keeps the workers busy until there is nothing more to ask.
 
-    `ask(index)` gives what an idle worker is asked, and whether each item is
-    answered at once; `note(asked, answer)` keeps an answer; `lose(index, asked,
-    why)` takes what a worker had not answered when it died, or was overdue
-    (why: "").
+    `ask(index)` gives what an idle worker is asked next, as `Worker.ask` takes
+    it. `note(pair, answer)` keeps an answer. `lose(index, pairs, why)` is told
+    what a worker had not answered when it died or was overdue (`why` is "").
     """
     try:
       while True:

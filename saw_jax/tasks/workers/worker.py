@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from multiprocessing import connection
 from typing import NamedTuple
 
@@ -37,7 +38,11 @@ class Result(NamedTuple):
 
 
 class Scorer:
-  """The job of a grader: scores answers, and checks what the reward gave."""
+  """The job of a grader: scores answers, and checks what the reward gave.
+
+  Attributes:
+    takes_many: whether the task scores several at once.
+  """
 
   def __init__(self, task: base.Task):
     self.task = task
@@ -49,12 +54,12 @@ class Scorer:
     except Exception as error:
       return Result(exception=_show_error(error))
 
-  def many(self, pairs: list[tuple[base.Example, str]]) -> list[Result]:
-    """Scores pairs at once, or where that fails each by itself."""
-    try:
-      return [_checked(self.task, one) for one in self.task.score_many(pairs)]
-    except Exception:
-      return list(map(self, pairs))
+  def each(self, pairs: list[tuple[base.Example, str]]) -> Iterable[Result]:
+    """Scores pairs at once if the task does that, or else one by one."""
+    if self.takes_many:
+      with contextlib.suppress(Exception):
+        return [_checked(self.task, one) for one in self.task.score_many(pairs)]
+    return map(self, pairs)
 
 
 def _checked(task: base.Task, found: base.Score) -> Result:
@@ -122,6 +127,9 @@ class Player:
     except Exception as error:
       return Situation(done=True, failure=_show_error(error))
 
+  def each(self, commands: list[Command]) -> Iterable[Situation]:
+    return map(self, commands)
+
   def _answer(self, slot, split, seed, action) -> Situation:
     if action is None and self.slots.get(slot, ("",))[0] != split:
       self.slots[slot] = (split, self._task.make(split))
@@ -145,10 +153,10 @@ class Player:
 def serve(handle: int) -> None:
   """Does a job on a socket, until its other end is closed.
 
-  The first message is the pickled job with a limit of memory and the files of
-  modules that it is made of, answered with None or with what is wrong. Each
-  other one is whether each item is answered at once, and items; an empty list
-  says that they have been read, and then come lists of answers.
+  The first message has the pickled job, a memory limit, and the files of the
+  modules that the job needs; the answer is None, or what is wrong with it. Each
+  later message has items, and whether to answer them one by one. They are
+  acknowledged by an empty list, which lists of answers follow.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair.
   # Have the kernel end this process when the one that started it is killed:
@@ -176,16 +184,14 @@ def serve(handle: int) -> None:
       eager, items = pipe.recv()
       pipe.send([])
       ready, since = [], time.monotonic()
-      if getattr(job, "takes_many", False):
-        ready, items = job.many(items) if items else [], []
-      for item in items:
-        try:
-          ready.append(job(item))
-        except environments.EngineLost as error:
-          sys.exit(f"worker {os.getpid()} leaves: {error}")
-        if eager or time.monotonic() - since > _SILENCE_S:
-          pipe.send(ready)
-          ready, since = [], time.monotonic()
+      try:
+        for answer in job.each(items):
+          ready.append(answer)
+          if eager or time.monotonic() - since > _SILENCE_S:
+            pipe.send(ready)
+            ready, since = [], time.monotonic()
+      except environments.EngineLost as error:
+        sys.exit(f"worker {os.getpid()} leaves: {error}")
       if ready:
         pipe.send(ready)
 
