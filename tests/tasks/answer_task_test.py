@@ -77,6 +77,19 @@ def from_files(name, tmp_path, count, **options):
   return make(name, train_path=train, test_path=test, **options)
 
 
+def assert_refused(name, path, good, broken, word):
+  """The second row of a file is refused, and named."""
+  path = write(path, [good, broken])
+  task = TASKS[name][0]
+  with pytest.raises(ValueError, match=word) as info:
+    task(task.Config(train_path=path, test_path=path)).examples("train")
+  assert str(info.value).startswith(f"{path}, row 1: ")
+
+
+def texts(examples):
+  return [example.messages[-1]["content"] for example in examples]
+
+
 def splits(task):
   return [split for split in task.splits if not split.startswith("bfcl")]
 
@@ -351,13 +364,8 @@ class TestFiles:
   @each
   @pytest.mark.parametrize("suffix", ["json", "jsonl"])
   def test_a_broken_row_is_named_with_its_file(self, name, suffix, tmp_path):
-    rows = [ROWS[name](0), [1]]
-    path = write(tmp_path / f"rows.{suffix}", rows)
-    good = write(tmp_path / "good.jsonl", rows[:1])
-    task = make(name, train_path=path, test_path=good)
-    with pytest.raises(ValueError, match="not an object") as info:
-      task.examples("train")
-    assert str(info.value).startswith(f"{path}, row 1: ")
+    path = tmp_path / f"rows.{suffix}"
+    assert_refused(name, path, ROWS[name](0), [1], "not an object")
 
   @each
   def test_an_empty_or_missing_one_is_named(self, name, tmp_path):
@@ -400,12 +408,13 @@ class TestFiles:
     ("tool_calling", {"no_call_share": 1.5}, "no_call_share"),
     ("tool_calling", {"call_weights": (1, 1, 1, 1)}, "call_weights"),
     ("tool_calling", {"call_weights": (2.0, -1.0)}, "call_weights"),
+    ("tool_objectives", {"objectives": ("speed",)}, "speed"),
+    ("tool_objectives", {"error_rate": 2}, "error_rate"),
   ],
 )
 def test_wrong_options_are_errors(name, options, word):
   with pytest.raises((ValueError, TypeError), match=word):
-    task, _ = TASKS[name]
-    task(task.Config(**options))
+    registry.make_task(name, options)
 
 
 def test_an_example_is_made_when_it_is_asked_for():

@@ -299,6 +299,11 @@ def test_a_million_letters_are_read_at_once(task, part, end):
     (SearchConfig, {"kinds": ("jbo",)}, "'job'"),
     (SearchConfig, {"num_passages": 0}, "num_passages"),
     (SearchConfig, {"corpus": "a.jsonl"}, "together"),
+    (VaultConfig, {"form": "odd"}, "'english'"),
+    (VaultConfig, {"rooms": 17}, "rooms are at most 16"),
+    (VaultConfig, {"chests": 9}, "chests are at most 8"),
+    (VaultConfig, {"chests": 0}, "chests"),
+    (VaultConfig, {"depth": 6}, "depth 6"),
   ],
 )
 def test_a_mistake_in_a_config_is_named(config, field, word):

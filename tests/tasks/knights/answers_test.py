@@ -7,7 +7,7 @@ import pytest
 from saw_jax.tasks import answer_task
 from saw_jax.tasks.knights import answers
 from tests.helpers import golden
-from tests.tasks.answer_task_test import write
+from tests.tasks.answer_task_test import assert_refused, write
 
 GOLDEN = golden("rlavr_care")["kk_reward"]
 TRUTH = GOLDEN["ground_truth"]["solution_text_format"]
@@ -173,7 +173,4 @@ class TestReadExamples:
     ],
   )
   def test_a_broken_row_is_named(self, tmp_path, row, word):
-    path = write(tmp_path / "rows.jsonl", [PUBLIC, row])
-    with pytest.raises(ValueError, match=word) as info:
-      read_examples(path)
-    assert str(info.value).startswith(f"{path}, row 1: ")
+    assert_refused("knights", tmp_path / "rows.jsonl", PUBLIC, row, word)

@@ -9,17 +9,13 @@ from saw_jax.tasks import base, self_verification
 from saw_jax.tasks.knights import answers as knights_answers
 from saw_jax.tasks.knights import puzzles
 from saw_jax.tasks.knights.task import PIECES, KnightsConfig, KnightsTask
-from tests.tasks.answer_task_test import from_files
+from tests.tasks.answer_task_test import from_files, texts
 
 Outcome = base.Outcome
 
 
 def task(**options):
   return KnightsTask(KnightsConfig(**options))
-
-
-def texts(examples):
-  return [example.messages[-1]["content"] for example in examples]
 
 
 class TestExamples:

@@ -6,20 +6,16 @@ import pytest
 
 from saw_jax.tasks.math import files as math_files
 from saw_jax.tasks.math.answers import normalise_answer
-from tests.tasks.answer_task_test import write
+from tests.tasks.answer_task_test import assert_refused, texts, write
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
-
-
-def asked(example):
-  return example.messages[-1]["content"]
 
 
 class TestRealRows:
   def test_gsm8k(self):
     train = math_files.read_examples(DATA / "gsm8k" / "train.jsonl")
     assert [e.reference for e in train] == ["72", "10", "5", "42", "624"]
-    assert asked(train[0]).startswith("Natalia sold clips to 48")
+    assert texts(train)[0].startswith("Natalia sold clips to 48")
     working = train[0].meta["working"]
     assert "48/2 = 24 clips" in working
     assert "<<" not in working and "####" not in working
@@ -29,7 +25,7 @@ class TestRealRows:
   def test_svamp(self):
     found = math_files.read_examples(DATA / "svamp" / "SVAMP.json")
     assert [e.reference for e in found][:2] == ["51", "1"]
-    assert asked(found[0]) == (
+    assert texts(found)[0] == (
       "Each pack of dvds costs 76 dollars. If there is a discount of 25 "
       "dollars on each pack. How much do you have to pay to buy each pack?"
     )
@@ -85,7 +81,7 @@ class TestSchemas:
     content = f"{first}\n\nWhat is 2 + 2?\n\nIt is a sum.\n\n{last}"
     row = {**VERL, "prompt": [{"role": "user", "content": content}]}
     (example,) = math_files.read_examples(write(tmp_path / "rows.jsonl", [row]))
-    assert asked(example) == "What is 2 + 2?\n\nIt is a sum."
+    assert texts([example])[0] == "What is 2 + 2?\n\nIt is a sum."
 
   def test_repeated_rows_count_once_and_keep_their_number(self, tmp_path):
     other = {**VERL, "reward_model": {"ground_truth": "5"}}
@@ -140,10 +136,10 @@ SVAMP = {"Body": "x", "Question": "y", "Answer": 1.0}
   ],
 )
 def test_a_broken_row_is_named(tmp_path, first, second, word):
-  path = write(tmp_path / "rows.jsonl", [first, second])
-  with pytest.raises(ValueError, match=word) as info:
-    math_files.read_examples(path)
-  assert str(info.value).startswith(f"{path}, row 1: ")
+  assert_refused("math", tmp_path / "rows.jsonl", first, second, word)
+
+
+def test_unknown_columns_are_listed(tmp_path):
   path = write(tmp_path / "others.jsonl", [{"text": "x", "label": 1}])
   with pytest.raises(ValueError, match="label, text"):
     math_files.read_examples(path)

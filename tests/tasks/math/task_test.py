@@ -11,6 +11,7 @@ from saw_jax.tasks import base, inspection
 from saw_jax.tasks.draws import split_of
 from saw_jax.tasks.math.problems import LEVELS
 from saw_jax.tasks.math.task import MathConfig, MathTask
+from tests.tasks.answer_task_test import texts
 
 DATA = pathlib.Path(__file__).parents[2] / "data"
 GSM8K = {s: str(DATA / "gsm8k" / f"{s}.jsonl") for s in ("train", "test")}
@@ -23,10 +24,6 @@ def task(**options):
 
 def from_gsm8k(**options):
   return task(train_path=GSM8K["train"], test_path=GSM8K["test"], **options)
-
-
-def texts(examples):
-  return [example.messages[-1]["content"] for example in examples]
 
 
 class TestExamples:

@@ -16,7 +16,7 @@ from saw_jax.tasks.base import Outcome
 from saw_jax.tasks.rows import rewards
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tasks.workers.pool import RewardError
-from tests.tasks.answer_task_test import write
+from tests.tasks.answer_task_test import texts, write
 
 ROWS = [{"question": f"say {x}", "answer": x} for x in "abcdefghijklmnopqrst"]
 LOOPS = set()  # in which a function waited
@@ -32,7 +32,7 @@ def task(rows=ROWS, **options):
 
 
 def asked(made, split="train"):
-  return [one.messages[-1]["content"] for one in made.examples(split)]
+  return texts(made.examples(split))
 
 
 class Dataset:

@@ -8,7 +8,7 @@ from saw_jax.tasks.summaries import rewards
 from saw_jax.tasks.summaries import task as task_lib
 from saw_jax.tasks.summaries.task import SummariesConfig, SummariesTask
 from saw_jax.tasks.workers import grading
-from tests.tasks.answer_task_test import from_files, write
+from tests.tasks.answer_task_test import assert_refused, from_files, write
 from tests.tasks.summaries import judge_test
 
 stub = judge_test.stub  # the fixture
@@ -204,10 +204,8 @@ class TestRead:
     ],
   )
   def test_a_broken_row_is_named(self, tmp_path, row, words):
-    path = write(tmp_path / "rows.jsonl", [{"text": "a", "summary": "s"}, row])
-    with pytest.raises(ValueError, match=words) as info:
-      task_lib.read_examples([path])
-    assert str(info.value).startswith(f"{path}, row 1: ")
+    good, path = {"text": "a", "summary": "s"}, tmp_path / "rows.jsonl"
+    assert_refused("summaries", path, good, row, words)
 
 
 @pytest.mark.parametrize(

@@ -65,29 +65,6 @@ class TestDamageFormat:
 
 
 class TestCallDamages:
-  @pytest.mark.parametrize(
-    ("damage", "loss"),
-    [
-      # Of S_max = 4: names, parameter names, and two values.
-      (answers.wrong_value, 1),
-      (answers.wrong_type, 1),
-      (answers.missing_parameter, 1.5),
-      (answers.extra_parameter, 1 / 3),
-      (answers.extra_call, 0.5),
-      (answers.wrong_tool, 4),
-      (answers.broken_json, 4),
-    ],
-  )
-  def test_the_cost_by_hand(self, damage, loss):
-    gold = ({"name": "weather", "parameters": {"0": 0, "1": 1}},)
-    reference = rewards.write(Answer("t", gold, None))
-    found = answers.call_damages(0, reference, OFFERED)
-    values = {what: (text, values) for what, text, values in found}
-    text, (expected, form) = values[damage.__name__]
-    assert (expected, form) == (pytest.approx(3 - 6 * loss / 4), 1.0)
-    score = rewards.call_score(text, gold) or 0.0
-    assert 6 * score - 3 == pytest.approx(expected)
-
   def test_a_wrong_value_is_another_of_the_tools_own_if_it_is_known(self):
     values = catalogue.TOOLS["timer"]["parameters"][0]["values"]
     for i in range(30):

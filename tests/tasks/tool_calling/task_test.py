@@ -12,7 +12,7 @@ from saw_jax.annotate import questions
 from saw_jax.tasks import base
 from saw_jax.tasks.tool_calling import catalogue, objectives, rewards
 from saw_jax.tasks.tool_calling import task as tool_calling
-from tests.tasks.answer_task_test import write
+from tests.tasks.answer_task_test import assert_refused, write
 
 ROWS = pathlib.Path(__file__).parents[2] / "data/toolrl/rlla_4k_test.parquet"
 ROW = {
@@ -174,10 +174,8 @@ class TestReadExamples:
     ],
   )
   def test_a_broken_row_is_named(self, tmp_path, change, word):
-    path = write(tmp_path / "rows.json", [ROW, {**ROW, **change}])
-    with pytest.raises(ValueError, match=word) as info:
-      make(train_path=path).examples("train")
-    assert str(info.value).startswith(f"{path}, row 1: ")
+    path, broken = tmp_path / "rows.json", {**ROW, **change}
+    assert_refused("tool_calling", path, ROW, broken, word)
 
 
 class TestLabels:
@@ -265,9 +263,3 @@ class TestObjectives:
     formats, coins = zip(*found, strict=True)
     assert statistics.fmean(formats) == pytest.approx(0.95, abs=0.02)
     assert statistics.fmean(coins) == pytest.approx(0.5, abs=0.04)
-
-  def test_what_cannot_be_is_said(self):
-    with pytest.raises(ValueError, match="speed"):
-      self.make("speed")
-    with pytest.raises(ValueError, match="error_rate"):
-      self.make("format", error_rate=2)

@@ -1,7 +1,6 @@
 """Scores in worker processes: whatever a text does, it alone pays for it."""
 
 import logging
-import pathlib
 import signal
 import time
 
@@ -10,7 +9,6 @@ import psutil
 import pytest
 
 from saw_jax.tasks.base import Example, Outcome, Score
-from saw_jax.tasks.tool_calling import task as tool_calling
 from saw_jax.tasks.workers import pool, worker
 from saw_jax.tasks.workers.grading import Grader
 from saw_jax.tasks.workers.pool import RewardError
@@ -105,19 +103,6 @@ class TestRewards:
   def test_workers_do_not_import_jax(self, grader):
     graded = grade(grader, ["modules"] * 20)
     np.testing.assert_array_equal(graded.rewards, [[3.0, 0.0]] * 20)
-
-  def test_a_task_is_sent_without_its_rows(self):
-    pytest.importorskip("pyarrow")
-    data = pathlib.Path(__file__).parents[2] / "data"
-    path = str(data / "toolrl/rlla_4k_test.parquet")
-    config = tool_calling.ToolCallingConfig(test_path=path)
-    task = tool_calling.ToolCallingTask(config)
-    examples = task.examples("test")
-    with Grader(task, num_workers=1, limit_s=5.0) as grader:
-      graded = grader.grade(examples, [e.reference for e in examples])
-    best = [task.best_values(e) for e in examples]
-    np.testing.assert_array_equal(graded.rewards, best)
-    assert graded.outcomes == (Outcome.RIGHT,) * 80
 
 
 class TestHostileText:
