@@ -41,8 +41,8 @@ class Outcome(enum.Enum):
 
   `WRONG` is anything readable that is not fully right. `TIMED_OUT` and
   `CRASHED` mean that there is no reward: the completion is masked, not
-  punished. A task may return them where it depends on somebody else, such as a
-  judge; an exception is `CRASHED` too, and counts as a bug.
+  punished. A task that asks somebody else, such as a judge, may return them.
+  An exception is `CRASHED` too, and counts as a bug.
   """
 
   RIGHT = "right"
@@ -70,10 +70,10 @@ class Task(Protocol):
   A task is pickled into worker processes, so its class lives in an importable
   module. Drop what scoring does not need in `__getstate__`.
 
-  A component that depends on the number of tokens, which a text does not have,
-  is named in an optional attribute `token_limits`, with the most tokens that a
-  response may have: `score` gives its value for a short enough response, and
-  whoever has the tokens makes it 0 for a longer one.
+  A text has no number of tokens. A component that depends on it is named in an
+  optional attribute `token_limits`, with the most tokens of a response: `score`
+  gives the value of one that is short enough, and whoever has the tokens makes
+  it 0 for a longer one.
 
   `score_many(pairs)`, if there is one that is not None, scores several at once.
 

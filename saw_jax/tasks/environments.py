@@ -117,10 +117,10 @@ class AgentTask:
     max_steps: of an episode, `E`.
     max_return: the most that an episode can pay.
     episodes: how many seeds each split has, by its name.
-    expert: from an environment, at the start of an episode, and random draws to
-      an iterator of what somebody would do next who knows how it is won, after
-      whatever was done; it ends if they have no idea. None: nobody knows.
-    has_walkthroughs: whether the expert knows a list of actions alone, and is
+    expert: takes an environment at the start of an episode and random draws,
+      and yields what somebody who knows how to win would do next, whatever was
+      done before; it ends where they have no idea. None: there is no expert.
+    has_walkthroughs: whether the expert only knows a list of actions, and is
       lost after a mistake.
     keeps_case: whether capital letters of an action mean something.
 
@@ -171,11 +171,10 @@ class AgentTask:
   def read_reply(self, completion: str) -> Reply:
     """Finds the action in a completion, which may be any text at all.
 
-    It is the first `<action>`, in small letters unless the task `keeps_case`.
-    The reply is valid if those tags are closed, a `<think>` block is there too,
-    and no Chinese character is: the checks of GiGPO's agent loop,
-    https://arxiv.org/abs/2505.10978. An action of an invalid reply is played
-    too.
+    It is the first closed `<action>`, in small letters unless `keeps_case`. The
+    reply is valid if it also has a `<think>` block and no Chinese character:
+    the checks of GiGPO's agent loop, https://arxiv.org/abs/2505.10978. The
+    action of an invalid reply is played all the same.
     """
     found = next(find_blocks(completion, "action"), None)
     thinks = "<think>" in completion and "</think>" in completion
@@ -193,10 +192,10 @@ class AgentTask:
   def demonstrations(
     self, count: int, *, seed: int, wrong_rate: float = 0.0
   ) -> list[Transition]:
-    """Returns steps of an expert of whose actions a share is mistakes.
+    """Returns steps of an expert who makes mistakes at a rate.
 
-    It goes on from where its mistakes lead, so that both are shown. The steps
-    are those of training episodes, the last of which is cut.
+    It goes on from where a mistake leads, so that recovering is shown too. The
+    steps are those of training episodes, the last of which may be cut short.
     """
     return self._play("train", count, seed, wrong_rate)
 
@@ -261,7 +260,7 @@ class FormTask(AgentTask):
   _longest_prompt = 10**9  # characters; a longer one goes without history
 
   def __init__(self, config: Any = None, parts: Mapping[str, Sequence] = {}):
-    """Takes what the episodes of each split are of, where they are given."""
+    """`parts` has what the episodes of each split are about, where known."""
     self.config = config = config or self.Config()
     self.is_compact = getattr(config, "form", "english") == "compact"
     self.max_steps, self.max_return = config.max_steps, config.reward

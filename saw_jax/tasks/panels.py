@@ -1,8 +1,8 @@
 """Which episodes an evaluation has, as hashes: a panel that can be compared.
 
-A hash is of what a fixed walk shows of an episode: what is to be done, what is
-seen, what can be done, and what is paid. So a world whose rules are hidden has
-its own, and so has an engine that answers otherwise. Nothing in it depends on
+Each episode is hashed by what a fixed walk through it shows: the task, what is
+seen, what can be done, and what is paid. So worlds with other hidden rules, or
+an engine that answers otherwise, have other hashes. Nothing in them depends on
 the machine.
 """
 

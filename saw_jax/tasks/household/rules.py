@@ -19,8 +19,8 @@ _AROUND = "You are in the middle of a room. Looking quickly around you, you see"
 class Household(Environment):
   """The world that `draw` makes of a seed; the step that solves it is paid.
 
-  One object can be carried at a time, what is closed shows nothing, and what is
-  not understood is answered by "Nothing happens.".
+  One object can be carried at a time, closed things show nothing, and what is
+  not understood gets the answer "Nothing happens.".
   """
 
   def __init__(

@@ -27,8 +27,7 @@ _BARE = re.compile(
 )
 _NAME = re.compile(r"\\[A-Za-z]+|[A-Za-z](?:_\{[^{}]*\})?")
 _KEPT = {"\\frac", "\\sqrt", "\\cdot", "\\binom", "\\pi", "e", *forms.FUNCTIONS}
-# What a computer algebra system might not come back from, and what may be a
-# word.
+# What might keep a computer algebra system busy for ever, and possible words.
 _REFUSED = re.compile(r"[0-9]{40}|!|binom|^[A-Za-z]+$")
 # Arithmetic that nobody did: 13+3, (1+\sqrt{2})^{2}.
 _UNDONE = re.compile(
@@ -102,9 +101,9 @@ def is_equal(answer: str, reference: str) -> bool:
 def is_equal_by_math_verify(answer: str, reference: str) -> bool:
   """Whether answers are equal, or are expressions that algebra finds equal.
 
-  Where the reference is rational, algebra has no say: what then has another
-  form is wrong, or is arithmetic that nobody did. It sees no text either, and
-  nothing that could cost minutes.
+  Algebra is not asked where the reference is rational: then any other form is
+  wrong, or is arithmetic left undone. It is not asked about text either, nor
+  about anything that could take minutes.
   """
   with naming.needs_extra("math", "grader='math_verify' needs math-verify"):
     import math_verify
@@ -143,7 +142,7 @@ def _is_same(one: forms.Form, other: forms.Form, parse: Any) -> bool:
 
 
 def _work(text: str) -> tuple[int, int]:
-  """How many sums an expression has, and numbers or roots in one product."""
+  """Counts sums, and the most numbers or roots of any one product."""
   sums, counts, more = len(re.findall(r"(?<=[^({[])[+-]", text)), [1], True
 
   def weigh(match: re.Match) -> str:

@@ -1,7 +1,7 @@
 """Rewards that are Python functions, of a completion and its row.
 
-A function is `(completion, row)`, or `(completions, rows)` for many at a time,
-or one of these with `async`: then the answers to all are awaited together.
+A function takes `(completion, row)`, or `(completions, rows)` for many at a
+time. It may be `async`: then all of its answers are awaited together.
 """
 
 import asyncio

@@ -29,11 +29,12 @@ def score(
       r = r_type (|A that it has| + |chosen options in O| + [price <= limit])
           / (|A| + |O| + 1)
 
-  An attribute counts if one of the product's is alike, or if it stands in its
-  name, features or description; an option counts if its value is alike (a size:
-  equal), or stands there. `r_type` is 1; 0.5 if neither the query is the same,
-  nor two categories are, nor more than a fifth of the words of the names; 0.1
-  below a tenth of the words; 0 without a common one.
+  An attribute counts if one of the product's is alike, or if it stands in the
+  product's name, features or description; an option counts if its value is
+  alike (a size: equal), or stands there. `r_type` depends on the share of the
+  wanted name's words that the product's name has: 0 for none, 0.1 below a
+  tenth. Else it is 1 if more than a fifth are there, the query is the same, or
+  two categories are; and 0.5 if none of these holds.
 
   Differs from WebShop's code: the words of a name are all that are no stop
   words, where spaCy finds the nouns there; plain colours are a list of our own;

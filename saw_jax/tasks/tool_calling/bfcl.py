@@ -210,8 +210,8 @@ def find_package() -> pathlib.Path:
 def _checker() -> tuple[Callable[..., dict[str, Any]], Any]:
   """The package's own checker, and its languages."""
   find_package()
-  # The checker asks one question of a table of all models and their clients,
-  # which cannot be imported without them: whether dots in names are kept.
+  # The checker looks one thing up, whether dots in names are kept, in a table
+  # of all models that cannot be imported without their clients.
   stub = types.ModuleType(_STUBBED)
   keeps_dots = types.SimpleNamespace(underscore_to_dot=False)
   stub.MODEL_CONFIG_MAPPING = {_MODEL.replace("_", "/"): keeps_dots}

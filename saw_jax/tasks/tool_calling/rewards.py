@@ -46,7 +46,7 @@ def _hide(text: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def hide_tags(text: str) -> str:
-  """Writes the tags in strings of calls as JSON may have them, so as no tags.
+  """Escapes the tags inside of JSON strings of calls: they are text, no tags.
 
   >>> print(hide_tags('<tool_call>{"name": "</response>"}</tool_call>'))
   <tool_call>{"name": "\\u003c/response>"}</tool_call>
@@ -99,9 +99,9 @@ def format_reward(completion: str, reference: str) -> float:
     both                  the second without its $, then \n, then `<response>`
     neither               ^<think>.*?</think>$
 
-  and each tag of the named blocks has to occur exactly once. A pattern of lazy
-  gaps matches if and only if its fixed parts are found one after the other,
-  each at its first chance; found that way, no text costs more than linear time.
+  and each tag of those blocks has to occur exactly once. Such a pattern matches
+  if and only if its fixed parts are found one after the other, each at its
+  first chance, which takes linear time for any text.
   Differs from the reference code: a tag in a string of a call is no tag.
   """
   completion, reference = hide_tags(completion), hide_tags(reference)
