@@ -17,7 +17,7 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
 
 
 def find_stop(text: str, stops: Sequence[str]) -> int | None:
-  """Returns where the stop string that is complete first begins, if any.
+  """Returns where the stop string begins that is completed first, if any.
 
   >>> find_stop("2 + 3 = 5 Next", ["Next", "5"])
   8

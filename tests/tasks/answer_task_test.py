@@ -246,6 +246,25 @@ class TestDemonstrations:
     assert pairs[60][0] == pairs[0][0]
 
   @pytest.mark.parametrize(
+    ("name", "rates", "right", "unparsable"),
+    [
+      *((name, {}, 1.0, 0.0) for name in ("math", "knights")),
+      ("math", {"right_rate": 0.0}, 0.0, 0.0),
+      ("math", {"right_rate": 0.6, "box_rate": 0.5}, 0.3, 0.5),
+      ("knights", {"right_rate": 0.7, "format_rate": 0.8}, 0.56, 0.2),
+    ],
+  )
+  def test_rates_are_met(self, name, rates, right, unparsable):
+    task = make(name)
+    pairs = task.demonstrations(2000, seed=0, **rates)
+    found = collections.Counter(task.score(*pair).outcome for pair in pairs)
+    shares = {Outcome.RIGHT: right, Outcome.UNPARSABLE: unparsable}
+    for outcome, share in shares.items():
+      # Four deviations of a binomial; nothing that is certain ever fails.
+      bound = 4 * (share * (1 - share) / 2000) ** 0.5
+      assert found[outcome] / 2000 == pytest.approx(share, abs=bound)
+
+  @pytest.mark.parametrize(
     ("name", "options", "word"),
     [
       (name, {rate: value}, "probability")

@@ -34,7 +34,12 @@ def test_real_rows_are_healthy(make):
 
 
 def test_the_real_rows_have_the_published_shape():
-  read = [answers.read(one.reference) for one in tools().examples("test")]
+  examples = tools().examples("test")
+  assert [m["role"] for m in examples[0].messages] == ["system", "user"]
+  assert "GetPowerBINews" in examples[0].messages[0]["content"]
+  said = '{"name": "GetNews", "parameters": {"page": "1"}}\n</tool_call>'
+  assert examples[0].reference.endswith(said)
+  read = [answers.read(one.reference) for one in examples]
   counts = [len(answer.calls) for answer in read]
   assert [counts.count(n) for n in range(6)] == [9, 36, 23, 8, 3, 1]
   assert sum(answer.response is not None for answer in read) == 9

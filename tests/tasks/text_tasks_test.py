@@ -264,6 +264,19 @@ class TestWords:
         if "<your query>" not in text:
           assert tokenizer.decode(tokenizer.encode(text)) == text
 
+  @pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+      ("household", ["", " ", "mug 1", "look" * 100, "1 look"]),
+      ("shop", ["", "search", "search[]", "buy[x]", "click[a]b"]),
+      ("shop", ["search[a[b]]", "search[" + "a" * 400 + "]"]),
+      ("vault", ["", "take", "look", "take " + "a" * 40]),
+    ],
+  )
+  def test_what_is_no_action_is_invalid(self, name, texts):
+    for text in texts:
+      assert TASKS[f"{name}, compact"].read_reply(text) == ("", False)
+
   @hypothesis.given(st.text())
   def test_any_text_is_a_reply(self, text):
     for task in TASKS.values():
@@ -299,7 +312,7 @@ def test_a_million_letters_are_read_at_once(task, part, end):
     (SearchConfig, {"kinds": ("jbo",)}, "'job'"),
     (SearchConfig, {"num_passages": 0}, "num_passages"),
     (SearchConfig, {"corpus": "a.jsonl"}, "together"),
-    (VaultConfig, {"form": "odd"}, "'english'"),
+    (VaultConfig, {"form": "compcat"}, "'compact'"),
     (VaultConfig, {"rooms": 17}, "rooms are at most 16"),
     (VaultConfig, {"chests": 9}, "chests are at most 8"),
     (VaultConfig, {"chests": 0}, "chests"),

@@ -48,11 +48,11 @@ def read_roles(answer: str) -> dict[str, str]:
 
   They are `ann=knight|bob=knave` and nothing else, or such as "Ann: knight" and
   "Ann is a knight", joined by `|`, commas, semicolons or "and". A sentence with
-  anything else in it states nothing, be it a negation, a condition, an
-  alternative, a question, a quotation or a thought: it takes away the roles
-  that were stated of the people in it, or everybody's, before and after it,
-  where it names none of them. Of two statements about one person the later
-  counts, but in one sentence they are none.
+  anything else in it (a negation, a condition, an alternative, a question, a
+  quotation, a thought) states nothing. It also cancels what was stated before
+  it of the people whom it names; if it names none of those who are stated
+  about, it cancels everything, before and after it. Of two statements about a
+  person the later counts; two in one sentence count as none.
 
   >>> read_roles("(1) Ann is a knight, (2) Eve is a knave. Is Eve a knight?")
   {'ann': 'knight'}

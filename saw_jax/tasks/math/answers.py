@@ -29,7 +29,7 @@ _NAME = re.compile(r"\\[A-Za-z]+|[A-Za-z](?:_\{[^{}]*\})?")
 _KEPT = {"\\frac", "\\sqrt", "\\cdot", "\\binom", "\\pi", "e", *forms.FUNCTIONS}
 # What might keep a computer algebra system busy for ever, and possible words.
 _REFUSED = re.compile(r"[0-9]{40}|!|binom|^[A-Za-z]+$")
-# Arithmetic that nobody did: 13+3, (1+\sqrt{2})^{2}.
+# Arithmetic left undone: 13+3, (1+\sqrt{2})^{2}.
 _UNDONE = re.compile(
   r"(?<![0-9.])[0-9.]+[+-][0-9.]+(?![0-9.\\A-Za-z({])|\)(?:\\cdot|[\^(])"
 )

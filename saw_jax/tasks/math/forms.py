@@ -2,11 +2,11 @@ r"""The one form of all ways to write an answer.
 
 An answer is an element or a list of them; an element is a number, an expression
 or brackets around elements, with a unit behind it or a variable before it. What
-is none of these is text, and all of it stays.
+is none of these is text, and stays as it is.
 
 A number is digits, a fraction (of powers, too), a mixed number, a product with
 a power of ten, a power, a factorial, a binomial, an exact root. Anything more
-is arithmetic that nobody did.
+is arithmetic left undone.
 """
 
 import contextlib
@@ -160,7 +160,7 @@ def functions(text: str) -> set[str]:
 
 
 def _kind(text: str) -> str:
-  """What an expression is that is no number; text if it is not understood."""
+  """The kind of an expression that is no number; "text" if it is not known."""
   letters, before = set(), ""
   for match in _TOKEN.finditer(text):
     token, is_number = match[0].removeprefix(UPRIGHT), bool(match["number"])

@@ -131,8 +131,8 @@ def read_products(
 ) -> tuple[tuple[Product, ...], dict[str, list[Instruction]]]:
   """Reads WebShop's files, which `ShopConfig` tells about.
 
-  A price range counts as its middle, and what an instruction allows is drawn
-  from a seed of its product. The test split is the first `num_test` texts of
+  A price range counts as its middle. An instruction's price limit is drawn from
+  a seed made of its product. The test split is the first `num_test` texts of
   `order`, or of WebShop's shuffle.
   """
   known = row_files.read_object(attributes)

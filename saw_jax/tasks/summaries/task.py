@@ -196,8 +196,8 @@ def without_leaks(
 ) -> list[base.Example]:
   """Leaves out the training rows that tell about a held-out one.
 
-  A row leaks by the words of its summary, or if its text shares a fifth of the
-  runs of eight words of the shorter text.
+  A row leaks if its summary has the same words as a held-out one, or if the two
+  texts share a fifth of the runs of eight words of the shorter one.
   """
   summaries = {tuple(rewards.words(row.reference)) for row in test}
   sizes, owners = [], collections.defaultdict(set)

@@ -1,7 +1,7 @@
 """Tool-calling answers in one form, and their damages.
 
-The damages are the mistakes that a policy starts with, so that it learns format
-and calls at different times; the doctor sees that a reward notices them.
+The damages are mistakes. Demonstrations have them, so that a policy learns
+format and calls at different times; the doctor checks that rewards see them.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""Tool calling with several objectives, of which some can be learned no more.
+"""Tool calling with several objectives, some of which soon teach nothing.
 
-What ToolRL adds up is told apart here: the names of calls, of their parameters,
-and the values, which are hard. Beside them stand a format that is soon nearly
-always right, whose reward may err, and a coin that nobody can learn.
+What ToolRL adds up are components of their own here: the names of calls, the
+names of parameters, and the values, which are hard. There may also be a format
+that is soon nearly always right, whose reward may err, and a coin that nobody
+can learn.
 """
 
 import dataclasses
@@ -64,8 +65,7 @@ class ToolObjectivesTask(task.ToolCallingTask):
     values = (shares[x.name] * x.maximum for x in self.components)
     return dataclasses.replace(found, values=tuple(values))
 
-  def best_values(self, example: base.Example) -> tuple[float, ...]:
-    return tuple(component.maximum for component in self.components)
+  best_values = answer_task.AnswerTask.best_values
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     """None: what a mistake costs depends on the draws."""

@@ -20,6 +20,7 @@ from saw_jax.tasks.household.alfworld_task import AlfworldConfig, AlfworldTask
 from saw_jax.tasks.household.rules import shortest_plan
 from saw_jax.tasks.household.task import HouseholdTask
 from saw_jax.tasks.workers.environment_pool import EnvironmentPool
+from tests.tasks.household.household_test import LAMP
 
 # In the form of the package's, with nothing of its content.
 LOGIC = games.Logic(
@@ -34,10 +35,6 @@ WORLD = hw.World(
   *("heat", "kitchen", "mug", "cabinet", "put a hot mug in cabinet."),
   ("cabinet 2", "cabinet 1", "microwave 1", "sinkbasin 1"),
   *(("mug 1", "apple 1"), (3, 2), -1),
-)
-LOOK = hw.World(
-  *("look", "bedroom", "pen", "desk", "look at pen under the desklamp."),
-  *(("desk 1", "shelf 1"), ("pen 1",), (1,), 0),
 )
 # A world's places and things where the engine puts them: it counts down.
 ZERO, ONE = (
@@ -89,7 +86,7 @@ class TestMakeProblem:
     )
 
   def test_a_lamp_can_be_turned_on_and_not_taken(self):
-    problem = games.make_problem(LOOK, LOGIC.goals["look_at_obj_in_light"])
+    problem = games.make_problem(LAMP, LOGIC.goals["look_at_obj_in_light"])
     about = [fact for fact in sections(problem)[1] if "Desklamp_bar" in fact]
     told = ["objectType", "inReceptacle", "objectAtLocation", "toggleable"]
     assert [fact.strip("()").split()[0] for fact in about] == told

@@ -233,12 +233,6 @@ class TestPrompts:
     assert len(sizes) == 2 and 10_000 < sizes[0] < 13_000 and sizes[1] < 1000
 
 
-def test_what_is_no_action_is_invalid():
-  texts = ("", "search", "search[]", "buy[x]", "click[a]b", "search[a[b]]")
-  for text in (*texts, "search[" + "a" * 400 + "]"):
-    assert COMPACT.read_reply(text) == ("", False)
-
-
 class TestExpert:
   """That it wins is in text_tasks_test.py."""
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import re
 import statistics
 
@@ -14,7 +13,6 @@ from saw_jax.tasks.tool_calling import catalogue, objectives, rewards
 from saw_jax.tasks.tool_calling import task as tool_calling
 from tests.tasks.answer_task_test import assert_refused, write
 
-ROWS = pathlib.Path(__file__).parents[2] / "data/toolrl/rlla_4k_test.parquet"
 ROW = {
   "instruction": "system",
   "input": "user",
@@ -138,16 +136,6 @@ def test_rates_of_demonstrations_hold_independently(format_rate, call_rate):
 
 
 class TestReadExamples:
-  def test_the_parquet_of_toolrl(self):
-    pytest.importorskip("pyarrow")
-    examples = make(test_path=str(ROWS)).examples("test")
-    assert len(examples) == 80
-    assert [m["role"] for m in examples[0].messages] == ["system", "user"]
-    assert "GetPowerBINews" in examples[0].messages[0]["content"]
-    assert examples[0].reference.endswith(
-      '{"name": "GetNews", "parameters": {"page": "1"}}\n</tool_call>'
-    )
-
   @pytest.mark.parametrize("suffix", ["json", "jsonl"])
   def test_instruction_rows(self, tmp_path, suffix):
     path = write(tmp_path / f"rows.{suffix}", [ROW] * 3)
