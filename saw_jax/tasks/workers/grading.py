@@ -132,9 +132,8 @@ class Grader(pool.Pool):
       results[asked[0]] = result
 
     def lose(index, pending, why):
-      if (
-        self._job.takes_many and len(pending) > 1
-      ):  # Which one it was, is not known.
+      if self._job.takes_many and len(pending) > 1:
+        # Nobody knows which one it was.
         todo.extend([one] for one in pending)
         return
       # The first text without an answer is the one it was at.
