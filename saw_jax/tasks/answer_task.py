@@ -86,8 +86,8 @@ class AnswerTask:
   _tags = ("", "")
   # What a right answer, a wrong one and none are worth.
   _scores: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
-  # Places left free between the keys of benchmarks and of generated splits.
-  _key_gap = 0
+  # Places left free before the keys of benchmarks, and of generated splits.
+  _key_gaps = (0, 0)
   _examples: Mapping[str, Sequence[base.Example]] = {}
 
   def __init__(self, config: Any = None):
@@ -151,7 +151,7 @@ class AnswerTask:
     config = self.config
     key = TEST_KEYS if split == "test" else 0
     if split not in ("train", "test"):
-      gap = 0 if split in config.benchmarks else self._key_gap
+      gap = self._key_gaps[split not in config.benchmarks]
       key = _OTHER_KEYS + (self.splits.index(split) - 2 + gap) * _OTHER_SIZE
     sizes = {"train": config.num_train, "test": config.num_test}
     paths = {"train": config.train_path, "test": config.test_path}

@@ -84,7 +84,7 @@ class MathTask(answer_task.AnswerTask):
   Config = MathConfig
   _shows = "math demonstration"
   _tags = ("\\boxed{", "}")
-  _key_gap = 1
+  _key_gaps = (0, 1)
 
   def __init__(self, config: MathConfig | None = None):
     super().__init__(config)

@@ -30,7 +30,7 @@ _LIVE += ("live_parallel_multiple", "live_irrelevance", "live_relevance")
 CATEGORIES = (*_NON_LIVE, *_LIVE)
 _PREFIX = "bfcl_"
 SPLITS = ("bfcl", *(_PREFIX + category for category in CATEGORIES))
-# Keys of the examples start here, beyond those of any other split.
+# Keys of the examples start here, where other tasks have their benchmarks.
 FIRST_KEY = 3 * 2**29
 
 _VERSION = "BFCL_v4"
@@ -91,6 +91,11 @@ def read_split(split: str, frame: Frame | None = None) -> list[base.Example]:
   """Reads a category, or all of them."""
   names = CATEGORIES if split == "bfcl" else [split.removeprefix(_PREFIX)]
   return [row for name in names for row in read_category(name, frame)]
+
+
+def is_entry(example: base.Example) -> bool:
+  """Whether an example is one of the leaderboard's."""
+  return "category" in example.meta
 
 
 def read_calls(completion: str) -> list[dict[str, Any]] | None:

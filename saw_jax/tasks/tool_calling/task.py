@@ -85,9 +85,10 @@ class ToolCallingTask(answer_task.AnswerTask):
   Config = ToolCallingConfig
   _parse = staticmethod(_read_row)
   _shows = "demonstration"
+  _key_gaps = (1, 0)  # The first place is BFCL's.
 
   def score(self, example: base.Example, completion: str) -> base.Score:
-    if example.key >= bfcl.FIRST_KEY:
+    if bfcl.is_entry(example):
       return bfcl.score(example, completion)
     answer = rewards.extract_completion(completion)
     reference = example.reference
@@ -136,18 +137,18 @@ class ToolCallingTask(answer_task.AnswerTask):
     return dataclasses.replace(example, reference=label)
 
   def gold_completion(self, example: base.Example) -> str:
-    if example.key >= bfcl.FIRST_KEY:
+    if bfcl.is_entry(example):
       return bfcl.gold_completion(example)
     return example.reference
 
   def best_values(self, example: base.Example) -> tuple[float, float]:
-    is_bfcl = example.key >= bfcl.FIRST_KEY
-    return 3.0 if is_bfcl or rewards.CALL in example.reference else 0.0, 1.0
+    has_calls = bfcl.is_entry(example) or rewards.CALL in example.reference
+    return 3.0 if has_calls else 0.0, 1.0
 
   def damages(self, example: base.Example) -> Iterator[answer_task.Damage]:
     gold, (best, _) = self.gold_completion(example), self.best_values(example)
     yield from answers.format_damages(gold, best)
-    if example.key < bfcl.FIRST_KEY:  # Its checker knows right and wrong alone.
+    if not bfcl.is_entry(example):  # Its checker knows right and wrong alone.
       offered = example.meta.get("offered", ())
       yield from answers.call_damages(example.key, gold, offered)
 
@@ -158,7 +159,7 @@ class ToolCallingTask(answer_task.AnswerTask):
     return bfcl.averages(
       (example.meta["category"], value)
       for example, value in zip(examples, right, strict=True)
-      if example.key >= bfcl.FIRST_KEY
+      if bfcl.is_entry(example)
     )
 
   def demonstrate(

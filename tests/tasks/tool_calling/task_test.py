@@ -8,8 +8,8 @@ import statistics
 import pytest
 
 from saw_jax.annotate import questions
-from saw_jax.tasks import base
-from saw_jax.tasks.tool_calling import catalogue, objectives, rewards
+from saw_jax.tasks import base, inspection
+from saw_jax.tasks.tool_calling import bfcl, catalogue, objectives, rewards
 from saw_jax.tasks.tool_calling import task as tool_calling
 from tests.tasks.answer_task_test import assert_refused, write
 
@@ -164,6 +164,17 @@ class TestReadExamples:
   def test_a_broken_row_is_named(self, tmp_path, change, word):
     path, broken = tmp_path / "rows.json", {**ROW, **change}
     assert_refused("tool_calling", path, ROW, broken, word)
+
+
+def test_rows_of_a_benchmark_are_no_leaderboard(tmp_path):
+  path = write(tmp_path / "rows.json", [ROW])
+  task = make(benchmarks={"mine": path})
+  (example,) = task.examples("mine")
+  # Beside the keys of all categories.
+  assert example.key >= bfcl.FIRST_KEY + 10_000 * len(bfcl.CATEGORIES)
+  assert inspection.gold_failures(task, [example]) == []
+  assert inspection.damage_failures(task, [example]) == []
+  assert task.averages([example], [1.0]) == {}
 
 
 class TestLabels:
