@@ -18,6 +18,9 @@ _COPY_COST = 0.5  # share of the quality of a summary that is copied throughout
 _MOST_SUMMARY_CHARS = 2_000
 _MOST_SOURCE_CHARS = 20_000
 _WORD = re.compile(r"\w+")
+# What a copy or a repetition is looked for in: words, and what ROUGE takes for
+# words. It passes over "_" and "é", which would hide one.
+_READINGS = (_WORD, re.compile("[a-z0-9]+"))
 # The stemmer recurses along a word, and nobody's word is that long.
 _LONG_WORD = re.compile(r"(\w{40})\w+")
 
@@ -73,9 +76,15 @@ def copied_share(summary: str, reference: str, source: str) -> float:
   >>> copied_share("Gives a b c d e f back", "", "x a b c d e f y")
   0.75
   """
-  said = words(summary, _MOST_SUMMARY_CHARS)
-  theirs = set(runs(words(source, _MOST_SOURCE_CHARS), _COPIED_RUN))
-  theirs -= set(runs(words(reference, _MOST_SUMMARY_CHARS), _COPIED_RUN))
+  return max(_copied(word, summary, reference, source) for word in _READINGS)
+
+
+def _copied(
+  word: re.Pattern, summary: str, reference: str, source: str
+) -> float:
+  said = words(summary, _MOST_SUMMARY_CHARS, word)
+  theirs = set(runs(words(source, _MOST_SOURCE_CHARS, word), _COPIED_RUN))
+  theirs -= set(runs(words(reference, _MOST_SUMMARY_CHARS, word), _COPIED_RUN))
   copied = {
     start + i
     for start, run in enumerate(runs(said, _COPIED_RUN))
@@ -93,10 +102,12 @@ def repeated_share(summary: str, reference: str) -> float:
   >>> repeated_share("a b c a b c", "")
   0.25
   """
-  said, allowed = (
-    collections.Counter(runs(words(text, _MOST_SUMMARY_CHARS), _REPEATED_RUN))
-    for text in (summary, reference)
-  )
+  return max(_repeated(word, summary, reference) for word in _READINGS)
+
+
+def _repeated(word: re.Pattern, summary: str, reference: str) -> float:
+  found = (words(x, _MOST_SUMMARY_CHARS, word) for x in (summary, reference))
+  said, allowed = (collections.Counter(runs(x, _REPEATED_RUN)) for x in found)
   repeated = sum(max(n - max(allowed[run], 1), 0) for run, n in said.items())
   return repeated / said.total() if said else 0.0
 
@@ -110,8 +121,10 @@ def load() -> Any:
   return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def words(text: str, most_chars: int | None = None) -> list[str]:
-  return _WORD.findall(text[:most_chars].lower())
+def words(
+  text: str, most_chars: int | None = None, word: re.Pattern = _WORD
+) -> list[str]:
+  return word.findall(text[:most_chars].lower())
 
 
 def runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:

@@ -68,6 +68,15 @@ class TestQuality:
     assert share("a a a a a", "a a a a") == pytest.approx(1 / 3)
     assert share("a b c d e", "") == 0.0
 
+  @pytest.mark.parametrize("hide", ["_ ".join, "é ".join])
+  def test_what_rouge_passes_over_hides_nothing(self, hide):
+    copy, plain = (
+      hide(SOURCE.split()),
+      rewards.quality(SOURCE, SOURCE[:60], SOURCE),
+    )
+    assert rewards.quality(copy, SOURCE[:60], SOURCE) == pytest.approx(plain)
+    assert rewards.repeated_share(f"a b c {hide('abc')}", "") == 0.25
+
   @hypothesis.given(st.text(max_size=300), st.text(max_size=99), st.text())
   def test_any_text_has_a_score_in_range(self, text, reference, source):
     assert 0.0 <= rewards.quality(text, reference, source) <= 10.0
