@@ -68,7 +68,7 @@ class Paged(Sampler):
 
   def _run(self) -> _Loop:
     _, S, T, _ = self._sizes
-    loop = self._read()
+    loop = self._read_all()
     # A gather reads what the longest row might have: each stage is compiled.
     ends = [S + max(1, T - 1)]
     readers, _ = loop.cache.mixers(self._decoder)
@@ -107,7 +107,7 @@ class Paged(Sampler):
   def _lengths(self, slots: Slots) -> Array:
     return self._prompts.lengths[slots.row_N // self._sizes[-1]]
 
-  def _read(self) -> _Loop:
+  def _read_all(self) -> _Loop:
     """Reads all prompts into pages; their rows wait, but those that ended."""
     (B, S, T, G), W, X = self._sizes, self._num_held, self._num_pages
     lengths_P, p = self._prompts.lengths, self._config.page_size
@@ -121,20 +121,10 @@ class Paged(Sampler):
     def read(part, loop):
       start = jnp.minimum(part * W, len(lengths_P) - W)
       cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, W)  # noqa: E731
-      cache, *drawn = self._read_prompts(start)
-
-      def put(x_BT, x_R):
-        column = x_R[:, None].astype(x_BT.dtype)
-        return jax.lax.dynamic_update_slice(x_BT, column, (start * G, 0))
-
+      loop, cache = self._read(loop, start)
       known = cut(lengths_P), cut(asked_PM)
-      tokens_BT, recorded_BT = jax.tree.map(
-        put, [loop.tokens_BT, loop.recorded_BT], drawn
-      )
       return loop.replace(
-        cache=paged_lib.write_prompts(loop.cache, cache, *known),
-        tokens_BT=tokens_BT,
-        recorded_BT=recorded_BT,
+        cache=paged_lib.write_prompts(loop.cache, cache, *known)
       )
 
     loop = jax.lax.fori_loop(0, -(-len(lengths_P) // W), read, loop)

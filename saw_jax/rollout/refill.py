@@ -30,20 +30,11 @@ from saw_jax.types import Array
 
 
 @flax.struct.dataclass
-class _Store:
-  """Prompts that were read, with the first token of each of their rows."""
-
-  start: Array  # int32 [], the first of the W prompts
-  cache: KVCache  # of W rows
-  token_R: Array  # int32 [W * G]
-  drawn_R: dict[str, Array]  # float32
-
-
-@flax.struct.dataclass
 class _Loop(Loop):
   time: Array  # int32 [], tokens drawn since all slots were free
   begun: Array  # int32 [], rows that have left the queue
-  store: _Store
+  store: KVCache  # of the W prompts that are held
+  first: Array  # int32 [], the first of them
 
 
 def make_generate(
@@ -118,9 +109,16 @@ class _Ring(Sampler):
     bounds = [max(1, T - 1)]
     if self._num_held == P and T > 1:
       bounds = generate_lib.stages(S, T)
-    loop = self._start(S + bounds[0])
+    empty = functools.partial(cache_lib.init_cache, self._decoder)
+    loop = _Loop(
+      **self._nothing(empty(self._num_slots, S + bounds[0])),
+      time=jnp.int32(0),
+      begun=jnp.int32(0),
+      store=empty(self._num_held, S),
+      first=jnp.int32(-self._num_held),  # No prompt is held.
+    )
     if self._num_held == P:
-      loop = loop.replace(store=self._read(0))
+      loop = self._hold(loop, jnp.int32(0))
 
     def round_of_stages(loop):
       loop = loop.replace(time=jnp.int32(0))  # Nobody is alive.
@@ -134,23 +132,6 @@ class _Ring(Sampler):
       return loop.replace(cache=cache_lib.cut(loop.cache, 0, S + bounds[0]))
 
     return jax.lax.while_loop(self._has_work, round_of_stages, loop)
-
-  def _start(self, size: int) -> _Loop:
-    _, S, _, G = self._sizes
-    held = self._num_held * G
-    empty = functools.partial(cache_lib.init_cache, self._decoder)
-    return _Loop(
-      **self._nothing(empty(self._num_slots, size)),
-      time=jnp.int32(0),
-      begun=jnp.int32(0),
-      store=_Store(
-        # Before the first prompt: there is none in it.
-        start=jnp.int32(-self._num_held),
-        cache=empty(self._num_held, S),
-        token_R=jnp.zeros(held, jnp.int32),
-        drawn_R=generate_lib.nothing_recorded(self._config, (held,)),
-      ),
-    )
 
   def _has_work(self, loop: _Loop) -> Array:
     return loop.slots.live_N.any() | (loop.begun < self._sizes[0])
@@ -169,8 +150,9 @@ class _Ring(Sampler):
     loop = self._decode(loop, loop.cache.replace(index=index))
     return loop.replace(time=loop.time + 1)
 
-  def _read(self, start) -> _Store:
-    return _Store(jnp.int32(start), *self._read_prompts(start))
+  def _hold(self, loop: _Loop, first: Array) -> _Loop:
+    loop, store = self._read(loop, first, loop.begun)
+    return loop.replace(store=store, first=first)
 
   def _fill(self, loop: _Loop) -> _Loop:
     """Gives free slots to the next rows, one after the other."""
@@ -180,33 +162,25 @@ class _Ring(Sampler):
       return (loop.begun < B) & ~loop.slots.live_N.all()
 
     def begin(loop):
-      row, store = loop.begun, loop.store
-      prompt = row // G
+      row, prompt = loop.begun, loop.begun // G
       if self._num_held < P:
         # A loop of no round or one: a condition would copy the store. What it
         # reads follows from the store, which XLA takes out of the loop else.
-        end = lambda store: store.start + self._num_held  # noqa: E731
-        store = jax.lax.while_loop(
-          lambda store: prompt >= end(store),
-          lambda store: self._read(jnp.minimum(end(store), P - self._num_held)),
-          store,
+        end = lambda loop: loop.first + self._num_held  # noqa: E731
+        most = P - self._num_held
+        loop = jax.lax.while_loop(
+          lambda loop: prompt >= end(loop),
+          lambda loop: self._hold(loop, jnp.minimum(end(loop), most)),
+          loop,
         )
-      slot, place = jnp.argmin(loop.slots.live_N), prompt - store.start
-      token = store.token_R[place * G + row % G]
-      drawn = {k: x[place * G + row % G] for k, x in store.drawn_R.items()}
+      slot, token = jnp.argmin(loop.slots.live_N), loop.tokens_BT[row, 0]
       is_live = (T > 1) & ~jnp.isin(token, self._eos_ids)
-      own = Slots(row, token, jnp.int32(1), is_live)
+      own, place = Slots(row, token, jnp.int32(1), is_live), prompt - loop.first
       return loop.replace(
         begun=row + 1,
         slots=jax.tree.map(lambda x, new: x.at[slot].set(new), loop.slots, own),
-        cache=cache_lib.insert(loop.cache, slot, store.cache, place),
-        store=store,
+        cache=cache_lib.insert(loop.cache, slot, loop.store, place),
         counts_B=loop.counts_B.at[row].set(1),
-        tokens_BT=loop.tokens_BT.at[row, 0].set(token),
-        recorded_BT={
-          name: x.at[row, 0].set(drawn[name])
-          for name, x in loop.recorded_BT.items()
-        },
       )
 
     return jax.lax.while_loop(goes_on, begin, loop)

@@ -72,9 +72,14 @@ class Sampler:
       recorded_BT=generate_lib.nothing_recorded(self._config, (B, T)),
     )
 
-  def _read_prompts(self, start) -> tuple[KVCache, Array, dict[str, Array]]:
-    """Prefills as many prompts as are held, and draws all first tokens."""
-    G, config = self._config.group_size, self._config
+  def _read(
+    self, loop: Loop, start: Array, begun: Array | int = 0
+  ) -> tuple[Loop, KVCache]:
+    """Prefills as many prompts as are held, and draws all first tokens.
+
+    Rows before `begun` have one, which they keep.
+    """
+    (B, _, _, G), config = self._sizes, self._config
     cut = functools.partial(
       jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=self._num_held
     )
@@ -82,12 +87,18 @@ class Sampler:
     asked = generate_lib.ask(own)
     logits_WV, cache = generate_lib.prefill(self._decoder, self._params, asked)
     each = functools.partial(jnp.repeat, repeats=G, axis=0)
-    keys_R = jax.lax.dynamic_slice_in_dim(
-      self._row_keys, start * G, self._num_held * G
-    )
-    times_R = each(own.first_times)
+    rows_R = start * G + jnp.arange(self._num_held * G)
+    keys_R, times_R = self._row_keys[rows_R], each(own.first_times)
     drawn = generate_lib.draw_tokens(config, keys_R, times_R, each(logits_WV))
-    return cache, *drawn
+    rows_R = jnp.where(rows_R < begun, B, rows_R)
+
+    def put(x_BT, x_R):
+      return x_BT.at[rows_R, 0].set(x_R, mode="drop")
+
+    tokens_BT, recorded_BT = jax.tree.map(
+      put, (loop.tokens_BT, loop.recorded_BT), drawn
+    )
+    return loop.replace(tokens_BT=tokens_BT, recorded_BT=recorded_BT), cache
 
   def _decode(self, loop: Loop, cache: KVCache | PagedCache) -> Loop:
     """Draws a token in each slot; `cache` is set to where the last one goes."""
