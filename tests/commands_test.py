@@ -172,7 +172,9 @@ class TestCompare:
       document = {"config": {"task": {"name": "x"}}, "commit": "a"}
       (tmp_path / name / "run.json").write_text(json.dumps(document))
     runs = {name: RowRuns((tmp_path / name,)) for name in ROWS}
-    told = sections.compare(report.Found(table, "tiny", tmp_path, runs))
+    told = sections.comparisons.compare(
+      report.Found(table, "tiny", tmp_path, runs)
+    )
     expected = told["gdpo_saw - gdpo"]
     found = rows_of(compare.compare([tmp_path / name for name in ROWS]))
     for heading, metric in table.columns("tiny").items():

@@ -118,6 +118,7 @@ TABLE = Table(
     "observation_nll": "NLL of what the tools say",
   },
   panels={
+    "all or none": ("all", "none"),
     "one taken away": ("all", *(f"without_{m}" for m in METHODS), "none"),
     "one alone": ("all", *(f"only_{m}" for m in METHODS), "none"),
   },

@@ -85,23 +85,29 @@ class Found:
   def scores(self, run: str, metric: str) -> dict[Seed, float]:
     return self.finals[run].by_seed(metric)
 
-  def by_value(self, told: Callable[[str], Any]) -> dict[str, dict]:
-    """What is told of the runs, by row and swept value."""
+  def heading(self, value: float) -> str:
+    """The column of a value of what is swept."""
+    return f"{self.table.swept} {value:g}"
+
+  @property
+  def headings(self) -> list[str]:
+    """The columns of the main table."""
+    swept = self.table.swept
+    return [*map(self.heading, self.values)] if swept else [*self.columns]
+
+  def by_value(self, told: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
+    """What is told of runs, by row and by the heading of what is swept."""
     return {
-      row: {value: told(run) for value, run in of.items()}
+      row: {self.heading(value): told(run) for value, run in of.items()}
       for row, of in self.rows.items()
     }
 
   def cells(self, told: Callable[[dict[Seed, float]], Any]) -> dict[str, dict]:
     """What is told of scores, by row and heading of the main table."""
-    columns, swept = self.columns, self.table.swept
-    if swept:
+    columns = self.columns
+    if self.table.swept:
       (metric,) = columns.values()
-      of_all = self.by_value(lambda run: told(self.scores(run, metric)))
-      return {
-        row: {f"{swept} {value:g}": cell for value, cell in of.items()}
-        for row, of in of_all.items()
-      }
+      return self.by_value(lambda run: told(self.scores(run, metric)))
     return {
       row: {name: told(self.scores(run, m)) for name, m in columns.items()}
       for row, run in self.main.items()

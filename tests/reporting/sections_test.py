@@ -14,11 +14,11 @@ from saw_jax.reporting import (
   catalogue,
   plots,
   report,
-  sections,
   statistics,
   tables,
 )
 from saw_jax.reporting.runs import RowRuns
+from saw_jax.reporting.sections import comparisons
 from tests.reporting import golden_tables
 
 STEPS = 40
@@ -97,17 +97,30 @@ def test_no_picture_is_written_over_another(name, tmp_path, monkeypatch):
     assert set(drawn) == {f"{one}.png" for one in DRAWN[name].split()}
 
 
-def test_of_two_rows_no_panel_is_drawn_twice(tmp_path, monkeypatch):
-  drawn = []
+@pytest.mark.parametrize(
+  ("name", "runs", "panels"),
+  [
+    ("paw/household", ("grpo", "grpo_paw"), ["with and without PaW"]),
+    ("composed/tool_calling", ("all", "none"), ["all or none"]),
+    ("composed/tool_calling", None, ["one taken away", "one alone"]),
+    ("asympo/math", None, [f"lag {lag}" for lag in (0, 4, 16, 32)]),
+  ],
+)
+def test_no_panel_shows_the_runs_of_another(
+  name, runs, panels, tmp_path, monkeypatch
+):
+  drawn = {}
   monkeypatch.setattr(
-    plots, "metric_panels", lambda panels, *_, **looks: drawn.append([*panels])
+    plots,
+    "metric_panels",
+    lambda panels, *_, path, **looks: drawn.update({path[0].stem: [*panels]}),
   )
-  columns = catalogue.load("paw/household").columns("tiny")
-  finals = dict.fromkeys(columns.values(), 0.5)
-  rates = {"success": 0.5, "seconds/step": 2.0, "seconds/estimate": 0.1}
-  runs = dict.fromkeys(("grpo", "grpo_paw"), (rates, finals))
-  Written(tmp_path, "paw/household", runs)
-  assert drawn and all(one == ["with and without PaW"] for one in drawn)
+  table = catalogue.load(name)
+  finals = dict.fromkeys(table.columns("tiny").values(), 0.5)
+  rates = dict.fromkeys((*table.curves, "reward/total", "seconds/step"), 0.5)
+  runs = dict.fromkeys(runs or table.default_runs, (rates, finals))
+  Written(tmp_path, name, runs)
+  assert drawn and all(one == panels for one in drawn.values())
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +179,7 @@ class TestRewards:
     table = dataclasses.replace(table, components=("quality",))
     rows = {"gdpo": RowRuns((tmp_path / "gdpo",))}
     found = report.Found(table, "tiny", tmp_path, rows)
-    assert sections.before_and_after(found)[-1] == (
+    assert comparisons.before_and_after(found)[-1] == (
       "| gdpo, seed 7, over examples | quality | 1.500 [0.500, 2.500] (128) | "
       "4.000 [3.000, 5.000] (128) |"
     )
@@ -180,5 +193,5 @@ def test_one_seed_has_no_interval_and_no_differences(tmp_path):
     make_run(tmp_path / row, {"audit/correct": 0.5}, scores)
   rows = {row: RowRuns((tmp_path / row,), (0,)) for row in ("all", "none")}
   found = report.Found(table, "tiny", tmp_path, rows)
-  assert sections.compare(found) == {}
-  assert sections.paired_differences(found) == []
+  assert comparisons.compare(found) == {}
+  assert comparisons.paired_differences(found) == []

@@ -1,0 +1,165 @@
+"""Rows beside each other: differences seed by seed, and scores at both ends."""
+
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from saw_jax.reporting import plots, statistics, tables
+from saw_jax.reporting.report import Found
+from saw_jax.reporting.runs import Curves
+from saw_jax.reporting.sections import parts
+from saw_jax.reporting.statistics import PairedDifference, Summary
+from saw_jax.reporting.table import Table
+from saw_jax.run.metrics import from_json
+
+
+def paired_differences(found: Found) -> list[str]:
+  """What `compare` finds, as a table."""
+  differences, table = compare(found), found.table
+  if not differences:
+    return []
+  at = "" if table.at is None else f" at {100 * table.at:g} %"
+  intro = _primary(found, differences)
+  if table.thresholds:
+    intro += "\n\nA seed that never got to a threshold counts as the number of "
+    intro += "steps."
+  heading = f"Paired differences{at}{parts.stand_in(found)}"
+  return [*parts.headed(heading, tables.differences(differences), intro), ""]
+
+
+def _primary(found: Found, differences) -> str:
+  """Says what was asked, and how to read the answers to all else."""
+  label, heading = found.table.primary
+  one = differences.get(label, {}).get(heading)
+  told = f"Primary, fixed before the run: {label}, {heading}"
+  if one is None:
+    told += ", which is not among these runs"
+  else:
+    p = statistics.p_value(one)
+    told += f": {one.mean:+.3f} {tables.interval(one.t)}, p = {p:.2g}"
+    for name in found.table.controls:
+      if other := differences.get(name, {}).get(heading):
+        ends = tables.interval(other.t)
+        told += f"; its control, {name}: {other.mean:+.3f} {ends}"
+  every = [one for of in differences.values() for one in of.values()]
+  count = len(every)
+  of_starts = "Intervals are of the means of supervised starts."
+  if every[0].starts == 1:
+    of_starts = "All seeds begin at the same weights, whose chance is in no "
+    of_starts += "interval."
+  return (
+    f"{told}. All else is exploratory, and shown where Holm's p over these "
+    f"{count} comparisons is below 0.05. A true difference of the last "
+    f"column's size is found in four of five such tables. {of_starts}"
+  )
+
+
+def interquartile_means(found: Found) -> list[str]:
+  """The scores again, as means of the middle half of the seeds."""
+
+  def middle(scores: Mapping[statistics.Seed, float]) -> str:
+    return f"{statistics.interquartile_mean([*scores.values()]):.3f}"
+
+  if min(len(final.seeds) for final in found.finals.values()) < 3:
+    return []
+  heading = "Interquartile means over seeds"
+  return parts.lay_out(heading, found.cells(middle).items(), found.headings)
+
+
+def compare(found: Found) -> dict[str, dict[str, PairedDifference]]:
+  """Differences of scores, of means over training, and of steps."""
+  table, differences = found.table, {}
+  for label, *pair in _pairs(found):
+    if len(found.finals[pair[0]].seeds) < 2:
+      continue
+    curves = [found.curves[run] for run in pair]
+    values = {
+      heading: [found.scores(run, metric) for run in pair]
+      for heading, metric in found.columns.items()
+    }
+    for metric, heading in table.compared.items():
+      values[f"{heading}, mean over training"] = [
+        c.by_seed(c.values[metric].mean(-1)) for c in curves
+      ]
+    for metric, threshold in table.thresholds.items():
+      values[f"steps to {metric} ≥ {threshold:g}"] = [
+        c.by_seed(np.minimum(steps_to(table, c, metric), c.steps[-1] + 1))
+        for c in curves
+      ]
+    differences[label] = {
+      heading: statistics.paired_difference(*both)
+      for heading, both in values.items()
+    }
+  return differences
+
+
+def _pairs(found: Found) -> Iterator[tuple[str, str, str]]:
+  """Labels and both runs of each comparison that can be made."""
+  for treated, control in found.table.comparisons:
+    label = f"{treated} - {control}"
+    if found.table.swept:
+      first, second = (found.rows.get(row, {}) for row in (treated, control))
+      for value in sorted(first.keys() & second.keys()):
+        at = f", {found.heading(value)}"
+        yield label + at, first[value], second[value]
+    elif treated in found.main and control in found.main:
+      yield label, found.main[treated], found.main[control]
+
+
+def steps_to(table: Table, curves: Curves, metric: str) -> list[float]:
+  """Steps to a metric's threshold, of each seed; a step counts from 1."""
+  at = table.thresholds[metric], table.window, curves.steps + 1
+  steps = statistics.steps_to_threshold
+  return [steps(values, *at) for values in curves.values[metric]]
+
+
+def draw_differences(found: Found, columns: Sequence[str], file: str) -> None:
+  compared = compare(found).items()
+  panels = {
+    f"held-out {column}": {x: of[column] for x, of in compared if column in of}
+    for column in columns
+  }
+  if all(panels.values()):
+    plots.difference_forest(panels, **found.picture(file))
+
+
+def before_and_after(found: Found) -> list[str]:
+  """Greedy scores at both ends, over seeds, and over examples if evaluated."""
+  rows = []
+
+  def add(label: str, reward: str, *ends: Summary) -> None:
+    rows.append([label, reward, *map(_interval, ends)])
+
+  for run, (paths, seeds, *_) in found.directories.items():
+    evals = found.evals[run]
+    for name in found.table.components if evals.steps[0] == 0 else ():
+      ends = map(evals.by_seed, evals.values[name].T[[0, -1]])
+      add(run, name, *map(statistics.summarise, ends))
+    for before, after in (pair for path in paths for pair in _scored(path)):
+      if not seeds or before["seed"] in seeds:
+        label = f"{run}, seed {before['seed']}, over examples"
+        for name in found.table.components:
+          ends = (entry["greedy"][name] for entry in (before, after))
+          add(label, name, *(Summary(**end) for end in ends))
+  return parts.headed(
+    f"Before and after training, greedy, held out (here, {found.label})",
+    tables.grid(["row", "reward", "before", "after"], rows, words=2),
+    "95 % t intervals over seeds, or over examples where it says so.",
+  )
+
+
+def _scored(path: pathlib.Path) -> Iterable[tuple[dict, dict]]:
+  """What `evaluate.py` found of a run's seeds at the start and at the end."""
+  files = [path / name for name in ("evaluation_start.json", "evaluation.json")]
+  if not all(file.exists() for file in files):
+    return []
+  start, end = (from_json(file.read_text())["seeds"] for file in files)
+  return zip(start, end, strict=True)
+
+
+def _interval(summary: Summary) -> str:
+  text = f"{summary.mean:.3f}"
+  if summary.count > 1:
+    text += f" [{summary.low:.3f}, {summary.high:.3f}]"
+  return f"{text} ({summary.size})"
