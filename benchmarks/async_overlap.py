@@ -17,6 +17,8 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import shared  # noqa: E402
+
 REPETITIONS = 4
 STEPS = 35
 SKIPPED = 10  # steps that compile, or fill the queue
@@ -47,7 +49,7 @@ def main() -> None:
 
   from configs.asympo import math
   from saw_jax.reporting import runs
-  from saw_jax.run import build, metrics, run_directory
+  from saw_jax.run import build
 
   config = math.get_config("row=asympo,lag=0,scale=tiny")
   config.loop.num_steps = STEPS
@@ -60,10 +62,7 @@ def main() -> None:
   shares = {name: [] for name in LOOPS}
   seconds = {name: [] for name in LOOPS}
   for repetition in range(REPETITIONS):
-    names = list(LOOPS)
-    if repetition % 2:
-      names.reverse()  # no loop always goes first
-    for name in names:
+    for name in shared.order(LOOPS, repetition):
       made = experiment._replace(
         asynchronous=dataclasses.replace(experiment.asynchronous, **LOOPS[name])
       )
@@ -80,49 +79,27 @@ def main() -> None:
       seconds[name].append(float(np.median(step)))
 
   base = np.array(seconds["synchronous"])
-  rows = {
-    name: {
-      "idle_share": float(np.median(shares[name])),
-      "idle_share_range": [min(shares[name]), max(shares[name])],
-      "speed": float(np.median(base / np.array(seconds[name]))),
-      "speed_range": [
-        float((base / np.array(seconds[name])).min()),
-        float((base / np.array(seconds[name])).max()),
-      ],
-    }
+  found = {
+    name: shared.spread("idle_share", shares[name])
+    | shared.spread("speed", base / np.array(seconds[name]))
     for name in LOOPS
   }
-  document = {
-    "loops": rows,
-    "repetitions": REPETITIONS,
-    "steps": STEPS - SKIPPED,
-    **run_directory.environment(),
-  }
-  out = ROOT / "benchmarks" / "results"
-  out.mkdir(exist_ok=True)
-  metrics.write_json(out / "async_overlap.json", document)
-  lines = [
-    "### The learner's idle share",
-    "",
-    "| loop | idle share | range | speed against synchronous | range |",
-    "| --- | ---: | ---: | ---: | ---: |",
-  ]
-  for name, row in rows.items():
-    lines.append(
-      f"| {name} | {100 * row['idle_share']:.1f} % | "
-      f"{100 * row['idle_share_range'][0]:.1f} to "
-      f"{100 * row['idle_share_range'][1]:.1f} % | {row['speed']:.2f} | "
-      f"{row['speed_range'][0]:.2f} to {row['speed_range'][1]:.2f} |"
-    )
-  lines += [
-    "",
+  rows = []
+  for name, row in found.items():
+    share, (low, high) = row["idle_share"], row["idle_share_range"]
+    idle = f"{100 * share:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %"
+    speed = f"{row['speed']:.2f}", shared.between(row["speed_range"])
+    rows.append([name, *idle, *speed])
+  timed = STEPS - SKIPPED
+  shared.write(
+    "async_overlap",
+    {"loops": found, "repetitions": REPETITIONS, "steps": timed},
+    "The learner's idle share",
+    ["loop", "idle share", "range", "speed against synchronous", "range"],
+    rows,
     f"{config.task.name} at tiny, two seeds, {REPETITIONS} repetitions of "
-    f"{STEPS - SKIPPED} steps, in turn; medians. {document['machine']}, commit "
-    f"{document['commit']}.",
-    "",
-  ]
-  (out / "async_overlap.md").write_text("\n".join(lines))
-  print("\n".join(lines))
+    f"{timed} steps, in turn; medians.",
+  )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import shared  # noqa: E402
+
 REPETITIONS = 7
 ROWS, PROMPT, RESPONSE, LENGTH = 64, 32, 224, 512
 FILLS = (0.25, 0.5, 1.0)
@@ -29,7 +31,6 @@ def main() -> None:
   from saw_jax.models import decoder
   from saw_jax.models.config import DecoderConfig
   from saw_jax.rollout import transcript
-  from saw_jax.run import metrics, run_directory
   from saw_jax.training import batch as batch_lib
   from saw_jax.training import objective, update
   from saw_jax.training import optimizer as optimizer_lib
@@ -77,7 +78,7 @@ def main() -> None:
     jax.block_until_ready(step(start, batch))
     return time.perf_counter() - begin
 
-  rows = {}
+  found = {}
   for fill in FILLS:
     padded = padded_batch(fill)
     begin = time.perf_counter()
@@ -91,48 +92,38 @@ def main() -> None:
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4, atol=1e-6)
     ratios, times = [], []
     for repetition in range(REPETITIONS):
-      order = [padded, packed][:: -1 if repetition % 2 else 1]
-      taken = [seconds(x) for x in order][:: -1 if repetition % 2 else 1]
-      ratios.append(taken[0] / taken[1])
-      times.append(taken[0])
-    rows[str(fill)] = {
+      taken = {
+        name: seconds({"padded": padded, "packed": packed}[name])
+        for name in shared.order(["padded", "packed"], repetition)
+      }
+      ratios.append(taken["padded"] / taken["packed"])
+      times.append(taken["padded"])
+    found[str(fill)] = {
       "real_share": float(np.mean(np.asarray(padded.roles) > 0)),
       "packed_rows": int(packed.packing.tokens.shape[0]),
-      "speed": float(np.median(ratios)),
-      "speed_range": [min(ratios), max(ratios)],
+      **shared.spread("speed", ratios),
       "host_share": host / float(np.median(times)),
     }
-  document = {
-    "fills": rows,
-    "repetitions": REPETITIONS,
-    **run_directory.environment(),
-  }
-  out = ROOT / "benchmarks" / "results"
-  out.mkdir(exist_ok=True)
-  metrics.write_json(out / "packing.json", document)
-  lines = [
-    "### Packed rows",
-    "",
-    "| real tokens in the padded batch | packed rows | speed of an update | "
-    "range | packing on the host, share of a padded update |",
-    "| ---: | ---: | ---: | ---: | ---: |",
-  ]
-  for row in rows.values():
-    low, high = row["speed_range"]
-    lines.append(
-      f"| {100 * row['real_share']:.0f} % | {row['packed_rows']} of {LENGTH} | "
-      f"{row['speed']:.2f} | {low:.2f} to {high:.2f} | "
-      f"{100 * row['host_share']:.2f} % |"
-    )
-  lines += [
-    "",
+  shared.write(
+    "packing",
+    {"fills": found, "repetitions": REPETITIONS},
+    "Packed rows",
+    ["real tokens in the padded batch", "packed rows", "speed of an update"]
+    + ["range", "packing on the host, share of a padded update"],
+    [
+      [
+        f"{100 * row['real_share']:.0f} %",
+        f"{row['packed_rows']} of {LENGTH}",
+        f"{row['speed']:.2f}",
+        shared.between(row["speed_range"]),
+        f"{100 * row['host_share']:.2f} %",
+      ]
+      for row in found.values()
+    ],
     f"{ROWS} rows of {PROMPT} + {RESPONSE} positions, decoder of 4 layers and "
-    f"width 256, float32, {REPETITIONS} repetitions in turn, medians. "
-    f"{document['machine']}, commit {document['commit']}.",
-    "",
-  ]
-  (out / "packing.md").write_text("\n".join(lines))
-  print("\n".join(lines))
+    f"width 256, float32, {REPETITIONS} repetitions in turn, medians.",
+    words=0,
+  )
 
 
 if __name__ == "__main__":

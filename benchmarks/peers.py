@@ -26,7 +26,9 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import shared  # noqa: E402
 from benchmarks.peer_workers import protocol  # noqa: E402
+from saw_jax.reporting import tables  # noqa: E402
 
 ENVIRONMENTS = ROOT / ".cache" / "peers"
 # What each environment holds; ours is the one that runs this. torch in its CPU
@@ -216,11 +218,6 @@ def probe(size: int = 1024, times: int = 12) -> float:
   return 2e-9 * size**3 * times / (time.perf_counter() - begin)
 
 
-def order(names: list[str], repetition: int) -> list[str]:
-  """Every second repetition in reverse: nobody always goes first."""
-  return names[::-1] if repetition % 2 else list(names)
-
-
 def is_quiet(probes: list[float], best: float) -> bool:
   """Whether no probe of a repetition was slow."""
   return min(probes) >= QUIET * best
@@ -297,7 +294,7 @@ def measure_job(
   valid, void = [], []
   while len(valid) < repetitions and len(valid) + len(void) < 2 * repetitions:
     probes, seconds = [probe()], {}
-    for name in order(list(peers), len(valid) + len(void)):
+    for name in shared.order(list(peers), len(valid) + len(void)):
       seconds[name] = peers[name].ask("run", job=job)["seconds"]
       probes.append(probe())
     best = max(best, *probes)
@@ -413,29 +410,24 @@ def table(document: dict) -> str:
   others = [name for name in peers if name != "ours"]
   lines = [f"### Beside Tunix and TRL, shape {document['name']}", ""]
   if document["summary"]:
-    head = "| job | saw_jax, s | tokens/s |"
+    head = ["job", "saw_jax, s", "tokens/s"]
     for name in others:
-      head += f" {LABELS[name]}, s | saw_jax is faster by | range |"
-    lines += [head, "| --- |" + " ---: |" * (2 + 3 * len(others))]
+      head += [f"{LABELS[name]}, s", "saw_jax is faster by", "range"]
+    rows = []
     for job, found in document["summary"].items():
       ours = found["rows"]["ours"]
       quiet = "" if found["quiet"] else " (no quiet repetition)"
-      line = (
-        f"| {TITLES[job]}{quiet} | {ours['seconds']:.3f} | "
-        f"{ours['tokens_per_second']:,.0f} |"
-      )
+      speed = f"{ours['tokens_per_second']:,.0f}"
+      rows.append([f"{TITLES[job]}{quiet}", f"{ours['seconds']:.3f}", speed])
       for name in others:
         row = found["rows"].get(name)
-        if row is None:
-          line += " - | - | - |"
-          continue
-        low, high = row["range"]
-        line += (
-          f" {row['seconds']:.3f} | {row['ratio']:.2f} | {low:.2f} to "
-          f"{high:.2f} |"
+        rows[-1] += (
+          [f"{row['seconds']:.3f}", f"{row['ratio']:.2f}"]
+          + [shared.between(row["range"])]
+          if row
+          else ["-"] * 3
         )
-      lines.append(line)
-    lines.append("")
+    lines += [*tables.grid(head, rows), ""]
   if document.get("bound"):
     bound = document["bound"]
     lines += [
@@ -444,22 +436,12 @@ def table(document: dict) -> str:
       "",
     ]
   if document["memory"]:
-    lines += [
-      "| peak memory, MB |" + "".join(f" {LABELS[x]} |" for x in peers),
-      "| --- |" + " ---: |" * len(peers),
+    head = ["peak memory, MB", *(LABELS[name] for name in peers)]
+    rows = [
+      [TITLES[job], *(_megabytes(found.get(name)) for name in peers)]
+      for job, found in document["memory"].items()
     ]
-    for job, found in document["memory"].items():
-      line = f"| {TITLES[job]} |"
-      for name in peers:
-        cell = found.get(name)
-        line += (
-          f" {cell['peak'] / 1e6:,.0f} "
-          f"({(cell['peak'] - cell['loaded']) / 1e6:,.0f}) |"
-          if cell
-          else " - |"
-        )
-      lines.append(line)
-    lines.append("")
+    lines += [*tables.grid(head, rows), ""]
     temporary = document["memory"].get(AT_ONCE, {}).get("ours", {})
     if "temporary" in temporary:
       logits = 4 * shape["num_prompts"] * shape["group_size"]
@@ -471,19 +453,13 @@ def table(document: dict) -> str:
         "",
       ]
   if document["compile"]:
-    lines += [
-      "| compile time of a train step, s | "
-      + " | ".join(f"{depth} layers" for depth in DEPTHS)
-      + " |",
-      "| --- |" + " ---: |" * len(DEPTHS),
+    head = ["compile time of a train step, s"]
+    head += [f"{depth} layers" for depth in DEPTHS]
+    rows = [
+      [name] + [f"{of[str(d)]:.1f}" if str(d) in of else "-" for d in DEPTHS]
+      for name, of in document["compile"].items()
     ]
-    for name, found in document["compile"].items():
-      cells = (
-        f"{found[str(depth)]:.1f}" if str(depth) in found else "-"
-        for depth in DEPTHS
-      )
-      lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines.append("")
+    lines += [*tables.grid(head, rows), ""]
   for name, reason in document["missing"].items():
     lines += [f"{LABELS[name]} is missing: {reason}.", ""]
   for job, measured in document["jobs"].items():
@@ -521,6 +497,14 @@ def table(document: dict) -> str:
     )
   lines += ["", f"{document['machine']}, commit {document['commit']}.", ""]
   return "\n".join(lines)
+
+
+def _megabytes(cell: dict | None) -> str:
+  """The peak of a process, and how much of it came after loading."""
+  if cell is None:
+    return "-"
+  more = cell["peak"] - cell["loaded"]
+  return f"{cell['peak'] / 1e6:,.0f} ({more / 1e6:,.0f})"
 
 
 def open_peers(

@@ -43,6 +43,7 @@ from saw_jax.models import config as config_lib  # noqa: E402
 from saw_jax.models import decoder  # noqa: E402
 from saw_jax.models.config import DecoderConfig  # noqa: E402
 from saw_jax.models.hub import pretrained  # noqa: E402
+from saw_jax.reporting import tables  # noqa: E402
 from saw_jax.rollout import generate, refill, transcript  # noqa: E402
 from saw_jax.rollout.engine import EngineConfig  # noqa: E402
 from saw_jax.rollout.engine_servers import Servers  # noqa: E402
@@ -274,53 +275,57 @@ def versus(url: str, folder: str, repetitions: int, named: str) -> list[str]:
 
 
 def write_pages(cases: dict, repetitions: int) -> None:
-  lines = [
-    "# A cache in pages beside slots of the longest row's room",
-    "",
+  write(
+    "rollouts_pages.md",
+    "A cache in pages beside slots of the longest row's room",
     "`python benchmarks/rollouts.py --only=pages`: the model, prompts and "
     "lengths of [rollouts.md](rollouts.md). The cache is of tokens in each "
     "layer, what prompts are read beside it included. Ratios over slots "
     f"without pages: medians of {repetitions} neighbouring runs.",
-    "",
-    "| lengths | page | tokens of the cache | slots | tokens/s | "
-    "ratio, clock | ratio, processor | rows that differ |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- |",
-  ]
-  for name, case in cases.items():
-    lines += [
-      f"| {name} | {one['page_size'] or ''} | {one['cache_tokens']:,} | "
-      f"{one['slots']} | {one['tokens_per_second']:,.0f} | "
-      f"{one['ratio']:.2f} | {one['processor_ratio']:.2f} | "
-      f"{one['rows_that_differ']} |"
+    ["lengths", "page", "tokens of the cache"],
+    [
+      [name, str(one["page_size"] or ""), f"{one['cache_tokens']:,}", one]
+      for name, case in cases.items()
       for one in case["samplers"]
-    ]
-  RESULTS.joinpath("rollouts_pages.md").write_text("\n".join(lines) + "\n")
+    ],
+  )
 
 
-def write(found: dict) -> None:
-  lines = [
-    "# Refilled slots beside all rows at once",
-    "",
+def write_slots(found: dict) -> None:
+  write(
+    "rollouts.md",
+    "Refilled slots beside all rows at once",
     f"`python benchmarks/rollouts.py`: {PROMPTS} prompts of at most {SIZE} "
     f"tokens, {GROUP} responses each of at most {MOST}; a decoder of width "
     f"{WIDTH}, {LAYERS} layers and {VOCABULARY} tokens, float32, on "
     f"{found['cores']} cores. Ratios over all rows at once: medians of "
     f"{found['repetitions']} neighbouring runs. A row differs where a last "
     "digit has turned one token into another.",
-    "",
-    "| lengths | mean of the most | slots | tokens/s | ratio, clock | "
-    "ratio, processor | rows that differ |",
-    "| --- | --- | --- | --- | --- | --- | --- |",
-  ]
-  for name, case in found["cases"].items():
-    lines += [
-      f"| {name} | {case['mean_length']:.0%} | {one['slots']} | "
-      f"{one['tokens_per_second']:,.0f} | {one['ratio']:.2f} | "
-      f"{one['processor_ratio']:.2f} | {one['rows_that_differ']} |"
+    ["lengths", "mean of the most"],
+    [
+      [name, f"{case['mean_length']:.0%}", one]
+      for name, case in found["cases"].items()
       for one in case["samplers"]
-    ]
-  RESULTS.joinpath("rollouts.md").write_text("\n".join(lines) + "\n")
+    ],
+  )
   RESULTS.joinpath("rollouts.json").write_text(json.dumps(found) + "\n")
+
+
+def write(file: str, title: str, said: str, head: list, rows: list) -> None:
+  """Writes a page of samplers, each the last of its row."""
+  head = [*head, "slots", "tokens/s", "ratio, clock", "ratio, processor"]
+  head += ["rows that differ"]
+  lines = []
+  for *words, one in rows:
+    speed, ratios = one["tokens_per_second"], (one["ratio"],)
+    ratios += (one["processor_ratio"],)
+    figures = [f"{speed:,.0f}", *(f"{ratio:.2f}" for ratio in ratios)]
+    differ = str(one["rows_that_differ"])
+    lines.append([*words, str(one["slots"]), *figures, differ])
+  table = tables.grid(head, lines, words=len(head))
+  text = "\n".join([f"# {title}", "", said, "", *table])
+  RESULTS.joinpath(file).write_text(text + "\n")
+  print(text)
 
 
 def main() -> None:
@@ -348,16 +353,14 @@ def main() -> None:
       name: compare(ends, args.repetitions, IN_PAGES)
       for name, ends in (("of chance", ENDS), ("all alike", 0))
     }
-    write_pages(cases, args.repetitions)
-    return print((RESULTS / "rollouts_pages.md").read_text())
+    return write_pages(cases, args.repetitions)
   if args.only is None:
     found = {"repetitions": args.repetitions, "cores": os.cpu_count()}
     found["cases"] = {
       "of chance": compare(ENDS, args.repetitions),
       "all alike": compare(0, args.repetitions),
     }
-    write(found)
-    print((RESULTS / "rollouts.md").read_text())
+    write_slots(found)
   found = json.loads((RESULTS / "rollouts.json").read_text())
   picture(found["cases"]["of chance"]["lengths"], SLOTS[0])
 

@@ -20,8 +20,9 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
+
+from benchmarks import shared  # noqa: E402
 
 CONFIG = "configs/saw/tool_calling.py:row=gdpo_saw,scale=tiny"
 SEEDS = range(8)
@@ -76,7 +77,7 @@ def main() -> None:
   for repetition in range(flags.repetitions):
     jobs = [[list(SEEDS)], [[seed] for seed in SEEDS]]
     times = {}
-    for job in jobs if repetition % 2 == 0 else jobs[::-1]:
+    for job in shared.order(jobs, repetition):
       print(
         f"repetition {repetition + 1} of {flags.repetitions}: {len(job)} "
         "command(s)",
@@ -88,41 +89,32 @@ def main() -> None:
     for name, ratio in zip(ratios, apart / together, strict=True):
       ratios[name].append(float(ratio))
     write(ratios, flags.steps)  # Whoever stops it has what was measured.
-  print((RESULTS / "seeds.md").read_text())
 
 
 def write(ratios: dict[str, list[float]], steps: int) -> None:
   """Writes what was measured so far."""
-  from saw_jax.run import metrics, run_directory
-
-  document = {
-    "ratios": ratios,
-    "medians": {name: float(np.median(x)) for name, x in ratios.items()},
-    "seeds": len(SEEDS),
-    "steps": steps,
-    **run_directory.environment(),
-  }
-  RESULTS.mkdir(exist_ok=True)
-  metrics.write_json(RESULTS / "seeds.json", document)
-  lines = [
-    f"### {len(SEEDS)} runs one after another, over one of {len(SEEDS)} seeds",
-    "",
-    "| time of | ratio | range |",
-    "| --- | ---: | ---: |",
-  ]
-  for name, what in (("commands", "whole commands"), ("steps", "steps alone")):
-    found = ratios[name]
-    lines.append(
-      f"| {what} | {np.median(found):.2f} | {min(found):.2f} to "
-      f"{max(found):.2f} |"
-    )
-  lines += [
-    "",
+  names = {"commands": "whole commands", "steps": "steps alone"}
+  shared.write(
+    "seeds",
+    {
+      "ratios": ratios,
+      "medians": {name: float(np.median(x)) for name, x in ratios.items()},
+      "seeds": len(SEEDS),
+      "steps": steps,
+    },
+    f"{len(SEEDS)} runs one after another, over one of {len(SEEDS)} seeds",
+    ["time of", "ratio", "range"],
+    [
+      [
+        what,
+        f"{np.median(found):.2f}",
+        shared.between((min(found), max(found))),
+      ]
+      for found, what in ((ratios[name], names[name]) for name in names)
+    ],
     f"`{CONFIG}`, {steps} steps, {len(ratios['steps'])} repetition(s) in turn; "
-    f"medians. {document['machine']}, commit {document['commit']}.",
-    "",
-  ]
-  (RESULTS / "seeds.md").write_text("\n".join(lines))
+    "medians.",
+  )
 
 
 if __name__ == "__main__":

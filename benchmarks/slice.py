@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import peers  # noqa: E402
 from saw_jax.ahead import report  # noqa: E402
 from saw_jax.ahead import topology as topology_lib  # noqa: E402
+from saw_jax.reporting import tables  # noqa: E402
 from saw_jax.run import run_directory  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -159,29 +160,25 @@ def table(records: list[dict]) -> str:
       f"#### {name}: {rows} rows of {prompt} + {new} tokens, in "
       f"{environment}'s environment",
       "",
-      "| update | " + " | ".join(COLUMNS) + " |",
-      "| --- |" + " ---: |" * len(COLUMNS),
     ]
-    least = [math.inf] * len(COLUMNS)
-    ours = None
+    rows, ours, least = [], None, [math.inf] * len(COLUMNS)
     for record in group:
       if "failed" in record:
-        lines.append(f"| {record['label']} | {record['failed']} |" + " |" * 3)
+        rows.append([record["label"], record["failed"], *[""] * 3])
         continue
       found = record["found"]
       values = figures(found, topology)
       fits = report.fits(found, topology)
       cells = ("-" if math.isnan(x) else f"{x:.3g}" for x in values)
-      said = record["label"] + ("" if fits else ": does not fit")
-      lines.append(f"| {said} | " + " | ".join(cells) + " |")
+      rows.append([record["label"] + ": does not fit" * (not fits), *cells])
       if record["variant"] == OURS:
         ours = values
       elif fits:
         least = list(map(min, least, values))
     if ours and math.isfinite(least[0]):
       ratios = (f"{a / b:.2f}" for a, b in zip(ours, least, strict=True))
-      lines.append("| **ours to theirs** | " + " | ".join(ratios) + " |")
-    lines.append("")
+      rows.append(["**ours to theirs**", *ratios])
+    lines += [*tables.grid(["update", *COLUMNS], rows), ""]
   for line in sorted({x["versions"] for x in records if "versions" in x}):
     lines.append(f"- {line}")
   commits = sorted({x["commit"] for x in records})

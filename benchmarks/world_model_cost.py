@@ -18,6 +18,8 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import shared  # noqa: E402
+
 REPETITIONS = 4
 STEPS = 6
 # Name -> row, tokens of a packed row (0: rows are padded), and its base.
@@ -48,7 +50,8 @@ class Stopwatch:
     kind = experiment.kind_of(made)
     self.policy, self.clock = experiment.Policy(made, 1), session.Clock()
     self.learner = learner.Learner(self.policy, [0], self.clock)
-    self.source = kind.Source(self.learner, kind.open_workers(), None)
+    self.workers = kind.open_workers()
+    self.source = kind.Source(self.learner, self.workers, None)
     self.step = 0
 
   def run(self, steps: int) -> list[dict[str, float]]:
@@ -83,17 +86,12 @@ class Stopwatch:
 
 
 def main() -> None:
-  from saw_jax.run import metrics, run_directory
-
   watches = {name: Stopwatch(*made[:2]) for name, made in ROWS.items()}
   for watch in watches.values():
     watch.run(2)  # compiles
   seconds = {row: [] for row in ROWS}
   for repetition in range(REPETITIONS):
-    order = list(ROWS)
-    if repetition % 2:
-      order.reverse()  # no row always goes first
-    for row in order:
+    for row in shared.order(ROWS, repetition):
       laps = watches[row].run(STEPS)
       seconds[row].append(
         {
@@ -110,55 +108,41 @@ def main() -> None:
         own[name] / base[name]
         for own, base in zip(seconds[row], seconds[base_row], strict=True)
       ]
-      rows[row][name] = float(np.median(ratios))
-      rows[row][f"{name}_range"] = [min(ratios), max(ratios)]
+      rows[row] |= shared.spread(name, ratios)
     batch = watches[row].batch
     rows[row]["tokens"] = int(np.asarray(batch.valid).sum())
     rows[row]["more"] = rows[row]["tokens"] / rows[base_row]["tokens"]
     read = batch.tokens if batch.packing is None else batch.packing.tokens
     rows[row]["positions"] = int(read.size)
   for watch in watches.values():
-    watch.pool.close()
-
-  document = {
-    "rows": rows,
-    "repetitions": REPETITIONS,
-    "steps": STEPS,
-    **run_directory.environment(),
-  }
-  out = ROOT / "benchmarks" / "results"
-  out.mkdir(exist_ok=True)
-  path = out / "world_model_cost.json"
-  metrics.write_json(path, document)
-  lines = [
-    "### What PaW costs, against its base algorithm",
-    "",
-    "| row | step | range | update | memory of the update | tokens | "
-    "positions computed |",
-    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-  ]
-  for row, found in rows.items():
-    low, high = found["step_range"]
-    lines.append(
-      f"| {row} | {found['step']:.2f} | {low:.2f} to {high:.2f} | "
-      f"{found['update']:.2f} | {found['memory']:.2f} | {found['more']:.3f} | "
-      f"{found['positions']} |"
-    )
+    watch.workers.close()
   first, some, whole = (rows[n]["tokens"] for n in tuple(ROWS)[:3])
-  lines += [
-    "",
+  shared.write(
+    "world_model_cost",
+    {"rows": rows, "repetitions": REPETITIONS, "steps": STEPS},
+    "What PaW costs, against its base algorithm",
+    ["row", "step", "range", "update", "memory of the update", "tokens"]
+    + ["positions computed"],
+    [
+      [
+        row,
+        f"{found['step']:.2f}",
+        shared.between(found["step_range"]),
+        f"{found['update']:.2f}",
+        f"{found['memory']:.2f}",
+        f"{found['more']:.3f}",
+        str(found["positions"]),
+      ]
+      for row, found in rows.items()
+    ],
     f"Selecting before appending leaves {(some - first) / (whole - first):.2f} "
     "of the extra tokens. Padded rows are as wide as the longest, so that only "
     "packed ones are the cheaper for it.",
-    "",
     f"Household at tiny, one seed, {REPETITIONS} repetitions of {STEPS} steps, "
     "in turn; medians of ratios. A row of the paper has thousands of tokens of "
     "prompt and action and its observation is a small part; here it is a "
-    f"quarter. {document['machine']}, commit {document['commit']}.",
-    "",
-  ]
-  (out / "world_model_cost.md").write_text("\n".join(lines))
-  print("\n".join(lines))
+    "quarter.",
+  )
 
 
 if __name__ == "__main__":

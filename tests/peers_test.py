@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import peers
+from benchmarks import peers, shared
 from benchmarks.peer_workers import protocol
 from tests import helpers
 
@@ -44,7 +44,7 @@ def test_void_repetitions_count_only_where_there_are_no_others():
 
 def test_nobody_always_goes_first():
   names = ["ours", "tunix", "trl"]
-  found = [peers.order(names, repetition) for repetition in range(3)]
+  found = [shared.order(names, repetition) for repetition in range(3)]
   assert found == [names, names[::-1], names]
 
 

@@ -48,11 +48,10 @@ def rerun(
   """
   numbers = [int(word) for word in entry["seeds"].split()]
   file = folder / ("runs.csv" if is_full else "curves.csv")
-  read = runs.read_results if is_full else runs.read_kept_curves
-  kept = read(file).get(entry["row"])
+  kept = runs.read_kept(file).get(entry["row"])
   if kept is None:
     raise ValueError(f"{file} has no row {entry['row']}")
-  every = 1 if is_full else int(np.diff(kept.steps[:2]).sum()) or 1
+  every = int(np.diff(kept.steps[:2]).sum()) or 1
   most = max(STEPS // every, 1) * every
   with tempfile.TemporaryDirectory() as place:
     directory = pathlib.Path(place, "run")
@@ -64,30 +63,34 @@ def rerun(
 
     train(directory, numbers, is_enough)
     if is_full:
-      again = runs.read_finals([directory])
+      again = runs.read_finals([directory]).curves
     else:
       again = runs.averaged(runs.read_curves([directory]), every)
   chosen = {Seed(int(entry["start"]), number) for number in numbers}
-  before, now = (_flat(found, chosen, most) for found in (kept, again))
-  differ = [
-    f"{name}: {value!r} there, {now.get(name)!r} here"
-    for name, value in before.items()
-    if repr(value) != repr(now.get(name))
-  ]
+  before, now = (_flat(found, chosen) for found in (kept, again))
+  if not is_full:
+    before = {
+      key: value
+      for key, value in before.items()
+      if key[-1] < most and np.isfinite(value)
+    }
+  differ = []
+  for (name, seed, step), value in before.items():
+    other = now.get((name, seed, step))
+    if repr(value) != repr(other):
+      where = f"{name} of seed {seed}" + f" at step {step}" * (not is_full)
+      differ.append(f"{where}: {value!r} there, {other!r} here")
   return len(before), differ
 
 
 def _flat(
-  found: runs.Curves | runs.Finals, seeds: set[Seed], most: int
-) -> dict[str, float]:
-  """Numbers by what they are: of some seeds, and of less than `most` steps."""
-  flat = {}
-  for name, values in found.values.items():
-    for seed, of in zip(found.seeds, values, strict=True):
-      if seed in seeds and isinstance(found, runs.Finals):
-        flat[f"{name} of seed {seed}"] = float(of)
-      elif seed in seeds:
-        for step, value in zip(found.steps, of, strict=True):
-          if step < most and np.isfinite(value):
-            flat[f"{name} of seed {seed} at step {step}"] = float(value)
-  return flat
+  found: runs.Curves, seeds: set[Seed]
+) -> dict[tuple[str, Seed, int], float]:
+  """The numbers of some seeds, by name, seed and step."""
+  return {
+    (name, seed, int(step)): float(values[n, t])
+    for name, values in found.values.items()
+    for n, seed in enumerate(found.seeds)
+    for t, step in enumerate(found.steps)
+    if seed in seeds
+  }

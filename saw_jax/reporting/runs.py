@@ -4,7 +4,7 @@ import collections
 import csv
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +59,12 @@ class Finals(NamedTuple):
     if name not in self.values:
       raise KeyError(f"no score {name!r}; there are {sorted(self.values)}")
     return dict(zip(self.seeds, self.values[name].tolist(), strict=True))
+
+  @property
+  def curves(self) -> Curves:
+    """The same as curves that have one step."""
+    values = {name: of[:, None] for name, of in self.values.items()}
+    return Curves(np.array([self.step]), self.seeds, values)
 
 
 def find(
@@ -205,26 +211,32 @@ def write_results(
   path: _Path, rows: Mapping[str, Finals], *, commit: str
 ) -> None:
   """Writes `runs.csv`, one line per row of the table and seed."""
-  names = dict.fromkeys(name for finals in rows.values() for name in finals[2])
-  lines = [
-    [row, *seed, commit, step, *(_cell(values, name, n) for name in names)]
-    for row, (step, seeds, values) in rows.items()
-    for n, seed in enumerate(seeds)
-  ]
-  write_csv(path, ["row", "start", "seed", "commit", "step", *names], lines)
+  names = dict.fromkeys(n for finals in rows.values() for n in finals.values)
+  curves = {row: finals.curves for row, finals in rows.items()}
+  _write(path, curves, names, {"commit": commit})
 
 
 def write_curves(
   path: _Path, rows: Mapping[str, Curves], *, names: Iterable[str]
 ) -> None:
   """Writes `curves.csv`, one line per row of the table, seed and step."""
+  _write(path, rows, names, {})
+
+
+def _write(
+  path: _Path,
+  rows: Mapping[str, Curves],
+  names: Iterable[str],
+  told: Mapping[str, str],  # in all lines
+) -> None:
   lines = []
   for row, (steps, seeds, values) in rows.items():
     for n, t in np.ndindex(len(seeds), len(steps)):
-      cells = [_cell(values, name, (n, t)) for name in names]
+      found = (values[name][n, t] if name in values else None for name in names)
+      cells = [*map(tables.number, found)]
       if any(cells):
-        lines.append([row, *seeds[n], steps[t], *cells])
-  write_csv(path, ["row", "start", "seed", "step", *names], lines)
+        lines.append([row, *seeds[n], *told.values(), steps[t], *cells])
+  write_csv(path, ["row", "start", "seed", *told, "step", *names], lines)
 
 
 def averaged(curves: Curves, every: int) -> Curves:
@@ -238,22 +250,13 @@ def averaged(curves: Curves, every: int) -> Curves:
   return Curves(steps[:size:every], seeds, blocks)
 
 
-def read_results(path: _Path) -> dict[str, Finals]:
-  """Reads back what `write_results` wrote, by row."""
-  return _by_row(path, _finals)
-
-
-def read_kept_curves(path: _Path) -> dict[str, Curves]:
-  """Reads back what `write_curves` wrote, by row."""
-  return _by_row(path, _curves)
-
-
-def _by_row(path: _Path, read: Callable[[list], Any]) -> dict[str, Any]:
+def read_kept(path: _Path) -> dict[str, Curves]:
+  """Reads back `runs.csv` or `curves.csv`, by row; scores have one step."""
   rows: dict[str, list[dict[str, str]]] = {}
   for line in _read_csv(pathlib.Path(path)):
     line.pop("commit", None)
     rows.setdefault(line.pop("row"), []).append(line)
-  return {row: read(lines) for row, lines in rows.items()}
+  return {row: _curves(lines) for row, lines in rows.items()}
 
 
 def write_csv(path: _Path, head: list[str], lines: list[list[Any]]) -> None:
@@ -327,7 +330,3 @@ def _finals(records: Sequence[Mapping[str, Any]]) -> Finals:
     raise ValueError(f"runs of different lengths: {steps.tolist()} steps")
   scores = {name: array[:, 0] for name, array in values.items()}
   return Finals(int(steps[0]), seeds, scores)
-
-
-def _cell(values: Mapping[str, np.ndarray], name: str, index) -> str:
-  return tables.number(values[name][index] if name in values else None)

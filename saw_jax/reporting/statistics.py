@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -111,9 +111,7 @@ def t_interval(values: Sample) -> Interval:
   sample = independent(values)
   if sample.size == 1:
     return np.nan, np.nan
-  with naming.needs_extra("report", "intervals need SciPy"):
-    from scipy import stats
-  quantile = stats.t.ppf((1 + CONFIDENCE) / 2, sample.size - 1)
+  quantile = _student().ppf((1 + CONFIDENCE) / 2, sample.size - 1)
   half = float(quantile * np.std(sample, ddof=1) / np.sqrt(sample.size))
   mean = float(np.mean(sample))
   return mean - half, mean + half
@@ -177,13 +175,11 @@ def p_value(difference: PairedDifference) -> float:
   """The two-sided t test that a paired difference is 0; NaN for one pair."""
   if difference.freedom < 1:
     return np.nan
-  from scipy import stats
-
   error = _standard_error(difference)
   if not error:  # all pairs differ by as much
     return float(difference.mean == 0)
   size = abs(difference.mean) / error
-  return float(2 * stats.t.sf(size, difference.freedom))
+  return float(2 * _student().sf(size, difference.freedom))
 
 
 def smallest_detectable(difference: PairedDifference) -> float:
@@ -193,10 +189,8 @@ def smallest_detectable(difference: PairedDifference) -> float:
   """
   if difference.freedom < 1:
     return np.nan
-  from scipy import stats
-
   shares = (1 + CONFIDENCE) / 2, _POWER
-  quantiles = stats.t.ppf(shares, difference.freedom)
+  quantiles = _student().ppf(shares, difference.freedom)
   return float(quantiles.sum() * _standard_error(difference))
 
 
@@ -214,11 +208,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _standard_error(difference: PairedDifference) -> float:
-  from scipy import stats
-
   low, high = difference.t
-  quantile = stats.t.ppf((1 + CONFIDENCE) / 2, difference.freedom)
+  quantile = _student().ppf((1 + CONFIDENCE) / 2, difference.freedom)
   return float((high - low) / 2 / quantile)
+
+
+def _student() -> Any:
+  with naming.needs_extra("report", "intervals need SciPy"):
+    from scipy import stats
+  return stats.t
 
 
 def moving_average(values: npt.ArrayLike, window: int) -> np.ndarray:

@@ -212,37 +212,33 @@ class TestReadFinals:
       runs.read_finals([a])
 
 
-def test_results_that_are_written_are_read_back(tmp_path):
-  made = np.random.default_rng(0).normal(size=3)
-  rows = {
-    "gdpo_saw": runs.Finals(7, seeds(0, 1, 2), {"greedy/total": made}),
-    "gdpo": runs.Finals(
-      7, seeds(0, 1), {"greedy/total": np.array([0.0, 1 / 3])}
-    ),
-  }
-  path = tmp_path / "runs.csv"
-  runs.write_results(path, rows, commit="abc")
-  again = runs.read_results(path)
-  assert list(again) == ["gdpo_saw", "gdpo"]
-  for row, finals in rows.items():
-    assert again[row][:2] == finals[:2]
-    found = again[row].values["greedy/total"]
-    np.testing.assert_array_equal(found, finals.values["greedy/total"])
-  header, first, *_ = path.read_text().splitlines()
-  assert header == "row,start,seed,commit,step,greedy/total"
-  assert first.startswith("gdpo_saw,0,0,abc,7,")
-
-
-def test_curves_that_are_written_are_read_back(tmp_path):
-  values = np.random.default_rng(0).normal(size=(2, 3))
-  values[1, 2] = np.nan
-  steps = np.array([0, 5, 7])
-  curves = runs.Curves(steps, seeds(3, 4, start=2), {"a": values, "b": values})
-  path = tmp_path / "curves.csv"
-  runs.write_curves(path, {"row": curves}, names=["a"])
-  again = runs.read_kept_curves(path)["row"]
-  assert again.seeds == seeds(3, 4, start=2) and list(again.values) == ["a"]
-  # There is no line for the step that a seed lacks.
-  assert len(path.read_text().splitlines()) == 1 + 5
-  np.testing.assert_array_equal(again.steps, steps)
-  np.testing.assert_array_equal(again.values["a"], values)
+@pytest.mark.parametrize("kind", ["results", "curves"])
+def test_what_is_written_is_read_back(kind, tmp_path):
+  made, path = np.random.default_rng(0).normal(size=(2, 3)), tmp_path / "x.csv"
+  one = seeds(3, 4, start=2)
+  if kind == "results":
+    rows = {
+      "gdpo_saw": runs.Finals(7, one, {"greedy/total": made[:, 0]}),
+      "gdpo": runs.Finals(7, seeds(0), {"greedy/total": np.array([1 / 3])}),
+    }
+    runs.write_results(path, rows, commit="abc")
+    rows = {row: finals.curves for row, finals in rows.items()}
+    head, line = (
+      "row,start,seed,commit,step,greedy/total",
+      "gdpo_saw,2,3,abc,7,",
+    )
+  else:
+    made[1, 2] = np.nan
+    curves = runs.Curves(np.array([0, 5, 7]), one, {"a": made, "b": made})
+    runs.write_curves(path, {"row": curves}, names=["a"])
+    rows = {"row": curves._replace(values={"a": made})}
+    head, line = "row,start,seed,step,a", "row,2,3,0,"
+    # There is no line for the step that a seed lacks.
+    assert len(path.read_text().splitlines()) == 1 + 5
+  again = runs.read_kept(path)
+  assert list(again) == list(rows)
+  for row, kept in rows.items():
+    assert again[row].seeds == kept.seeds
+    np.testing.assert_array_equal(again[row].steps, kept.steps)
+    np.testing.assert_equal(again[row].values, kept.values)
+  assert path.read_text().startswith(f"{head}\n{line}")
