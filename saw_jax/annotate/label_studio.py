@@ -12,9 +12,9 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from saw_jax.annotate import page
-from saw_jax.annotate.ledger import AnswerError, Asked, LabelLedger
-from saw_jax.annotate.questions import describe_form
+from saw_jax.annotate.asking import AnswerError, Asked
+from saw_jax.annotate.ledger import LabelLedger
+from saw_jax.annotate.questions import describe_form, is_hidden
 from saw_jax.tasks import row_files
 
 # For the ledger, all that is imported is the answers of one page: to import a
@@ -167,6 +167,6 @@ def _visible(head: str, left_out: int = 0, tail: str = "") -> str:
   """Spells out what cannot be seen, or would turn a line around."""
   cut = f" […{left_out:,} characters left out…] " if left_out else ""
   return "".join(
-    f"[U+{ord(character):04X}]" if page.is_odd(character) else character
+    f"[U+{ord(character):04X}]" if is_hidden(character) else character
     for character in f"{head}{cut}{tail}"
   )

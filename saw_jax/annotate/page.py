@@ -23,14 +23,18 @@ import re
 import secrets
 import socket
 import string
-import unicodedata
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from saw_jax import naming
+from saw_jax.annotate import asking, database
 from saw_jax.annotate import ledger as ledger_lib
-from saw_jax.annotate.questions import MAX_LABEL_SIZE, describe_form
+from saw_jax.annotate.questions import (
+  MAX_LABEL_SIZE,
+  describe_form,
+  is_hidden,
+)
 
 Fields = Mapping[str, str]
 
@@ -186,7 +190,7 @@ def show_text(text: str) -> str:
   '&lt;b&gt;<span class="odd">U+202E</span>'
   """
   shown = ""
-  for odd, characters in itertools.groupby(text, is_odd):
+  for odd, characters in itertools.groupby(text, is_hidden):
     if odd:
       codes = " ".join(f"U+{ord(character):04X}" for character in characters)
       shown += f'<span class="odd">{codes}</span>'
@@ -221,8 +225,8 @@ class _Pages:
       if "token" in query:  # Out of the address bar.
         return _redirect(page)
       return self._show(page, *self._refused.pop(page, ("", {})))
-    except ledger_lib.LedgerError as error:
-      is_locked = isinstance(error, ledger_lib.LedgerLockedError)
+    except database.LedgerError as error:
+      is_locked = isinstance(error, database.LedgerLockedError)
       body = _failed(f"{error}.", path, query, form)
       return Reply(503 if is_locked else 500, body)
 
@@ -245,12 +249,12 @@ class _Pages:
         choice = _number(form, "choice") if form.get("choice") else None
         if typed is None and choice is None:
           said = "Choose an answer or type one; or skip the question."
-          raise ledger_lib.AnswerError(said)
+          raise asking.AnswerError(said)
         how = {"answer": typed, "choice": choice}
       elif path != "/skip":
         raise _Refusal(404, "There is no such form.")
       self._ledger.settle(page, prompt, round, who=self._who, **how)
-    except ledger_lib.AnswerError as error:
+    except asking.AnswerError as error:
       # Said after a redirect, too: reloading must not send the form again.
       self._refused = dict(list(self._refused.items())[-_MOST_REFUSED:])
       self._refused[page] = str(error), form
@@ -288,7 +292,7 @@ class _Pages:
     return Reply(200, body)
 
 
-def _question(shown: ledger_lib.Shown, fields: Fields, typed: str) -> str:
+def _question(shown: asking.Shown, fields: Fields, typed: str) -> str:
   total = shown.other_responses + sum(n for _, n, *_ in shown.clusters)
   more = ""
   if shown.other_clusters:
@@ -407,11 +411,6 @@ def _read_asset(name: str) -> str:
 
 def _redirect(page: str) -> Reply:
   return Reply(303, "", location=f"/?page={page}")
-
-
-def is_odd(character: str) -> bool:
-  """Controls, formats, surrogates, private and unassigned; odd separators."""
-  return character not in "\n\t " and unicodedata.category(character)[0] in "CZ"
 
 
 def _duration(seconds: float) -> str:

@@ -95,17 +95,20 @@ def parse_label(form: str, text: str) -> str:
       f"The answer has {len(text)} characters, more than {MAX_LABEL_SIZE}: "
       f"expected {expected}."
     )
-  # Control, format, surrogate, private, unassigned, and odd spaces.
-  odd = [c for c in text if c != " " and unicodedata.category(c)[0] in "CZ"]
-  if odd:
+  if hidden := [c for c in text if is_hidden(c) or c in "\n\t"]:
     raise ValueError(
-      f"The answer has the invisible character U+{ord(odd[0]):04X}: expected "
-      f"{expected}."
+      f"The answer has the invisible character U+{ord(hidden[0]):04X}: "
+      f"expected {expected}."
     )
   parsed = parse(text)
   if parsed is None:
     raise ValueError(f"This is not {expected}.")
   return parsed
+
+
+def is_hidden(character: str) -> bool:
+  """Controls, formats, surrogates, private and unassigned; odd separators."""
+  return character not in "\n\t " and unicodedata.category(character)[0] in "CZ"
 
 
 def placeholder(form: str) -> str:

@@ -6,7 +6,8 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 
-from saw_jax.annotate.ledger import LabelLedger, LedgerLockedError
+from saw_jax.annotate.database import LedgerLockedError
+from saw_jax.annotate.ledger import LabelLedger
 from saw_jax.annotate.questions import Label, Question
 from saw_jax.tasks import base
 

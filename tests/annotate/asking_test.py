@@ -5,8 +5,9 @@ import sqlite3
 
 import pytest
 
-from saw_jax.annotate import ledger as ledger_lib
-from saw_jax.annotate.ledger import AnswerError, LedgerError
+from saw_jax.annotate import asking
+from saw_jax.annotate.asking import AnswerError
+from saw_jax.annotate.database import LedgerError
 from saw_jax.annotate.questions import Cluster, Label, Question
 
 CLUSTERS = (
@@ -57,7 +58,7 @@ class TestLease:
 
   def test_a_clock_that_is_set_back_blocks_nothing(self, ledger, monkeypatch):
     now = 10_000.0
-    monkeypatch.setattr(ledger_lib.time, "time", lambda: now)
+    monkeypatch.setattr(asking.time, "time", lambda: now)
     ledger.ask(ask(2, 3), patience=60.0)
     one = ledger.lease("one")
     assert ledger.settle("one", 3, 1, answer="7") == "7"
@@ -241,7 +242,7 @@ def test_where_a_question_stands(ledger, monkeypatch):
   ledger.settle("one", 2, 1)
   states = {1: "answered", 2: "skipped", 99: "unknown"}
   assert {prompt: ledger.renew("two", prompt) for prompt in states} == states
-  monkeypatch.setattr(ledger_lib, "_LEASE_S", 0.0)
+  monkeypatch.setattr(asking, "_LEASE_S", 0.0)
   assert ledger.renew("one", 3) == "yours"
   assert ledger.renew("two", 3) == "yours"
 

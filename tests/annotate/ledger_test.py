@@ -14,8 +14,8 @@ import pytest
 from hypothesis import stateful
 from hypothesis import strategies as st
 
-from saw_jax.annotate import ledger as ledger_lib
-from saw_jax.annotate.ledger import Budget, LabelLedger, LedgerError
+from saw_jax.annotate.database import LedgerError, LedgerLockedError
+from saw_jax.annotate.ledger import Budget, LabelLedger
 from saw_jax.annotate.questions import Label, Question
 from tests import helpers
 
@@ -362,9 +362,9 @@ class TestProcesses:
     ledger.buy(ask(1), Source())
     with contextlib.closing(sqlite3.connect(path)) as holder:
       holder.execute("BEGIN EXCLUSIVE")  # as another process would
-      with pytest.raises(ledger_lib.LedgerLockedError, match="0.1 s"):
+      with pytest.raises(LedgerLockedError, match="0.1 s"):
         ledger.buy(ask(2), Source())
-      with pytest.raises(ledger_lib.LedgerLockedError):
+      with pytest.raises(LedgerLockedError):
         LabelLedger(path, busy_s=0.1)
     assert ledger.buy(ask(1, 2), Source()) == [label(1), label(2)]
     assert ledger.totals(0).spent == 2.0
@@ -373,7 +373,7 @@ class TestProcesses:
     # Else two of them read, and neither can write.
     other = LabelLedger(path, busy_s=0.05)
     with ledger.transaction(writes=True):
-      with pytest.raises(ledger_lib.LedgerLockedError):
+      with pytest.raises(LedgerLockedError):
         with other.transaction(writes=True):
           pytest.fail("two writers at once")
       assert other.purchases() == []
