@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saw_jax.annotate import questions as questions_lib
 from saw_jax.annotate.database import Database, LedgerError, Sql
@@ -31,6 +31,8 @@ class AnswerError(ValueError):
 class Shown(NamedTuple):
   """A question as a page has it; a text is its head, what is cut, its tail."""
 
+  digest: str  # of the prompt
+  is_waiting: bool  # a run waits for it
   prompt_id: int
   round: int  # how often it was asked: an answer names the one it is about
   seed: int
@@ -42,14 +44,6 @@ class Shown(NamedTuple):
   form: str  # of the answer
   other_clusters: int  # that are left out
   other_responses: int  # in them
-
-
-class Asked(NamedTuple):
-  """A question as it stands."""
-
-  digest: str  # of the prompt
-  is_waiting: bool  # a run waits for it
-  shown: Shown
 
 
 class Questions(Database):
@@ -97,35 +91,26 @@ class Questions(Database):
         for prompt, (status, *answer) in rows.items()
       }
 
-  def questions(self) -> list[Asked]:
+  def questions(self) -> list[Shown]:
     """All that were ever asked, the oldest first."""
     with self.transaction() as sql:
-      rows = sql(
-        "SELECT digest, status = 'waiting' AND is_open, prompt_id, round, "
-        "seed, step, document FROM questions ORDER BY asked_at, rowid"
-      )
-    return [
-      Asked(digest, bool(waits), Shown(*asked, **json.loads(document)))
-      for digest, waits, *asked, document in rows
-    ]
+      return _shown(sql, "ORDER BY asked_at, rowid")
 
   def lease(self, page: str, *, now: float | None = None) -> Shown | None:
     """Gives a page its question again, or the oldest that no other page has."""
     now = time.time() if now is None else now
     with self.transaction(writes=True) as sql:
-      rows = sql(
-        "SELECT prompt_id, round, seed, step, document FROM questions "
+      found = _shown(
+        sql,
         "WHERE is_open AND status = 'waiting' "
         "AND (page IS NULL OR page = ?1 OR lease_until <= ?2 "
         "OR lease_until > ?3) "  # of before the clock was set back
         "ORDER BY page IS NOT ?1, asked_at, rowid LIMIT 1",
         *(page, now, now + _LEASE_S),
       )
-      if not rows:
-        return None
-      *asked, document = rows[0]
-      _hold(sql, page, asked[0], now)
-      return Shown(*asked, **json.loads(document))
+      for shown in found:
+        _hold(sql, page, shown.prompt_id, now)
+      return found[0] if found else None
 
   def renew(self, page: str, prompt: int) -> str:
     """Keeps a question for a page a while longer, if it still has it.
@@ -210,6 +195,15 @@ class Questions(Database):
       _update(sql, prompt, change, "waiting")
       _hold(sql, page, prompt, time.time())
       return prompt
+
+
+def _shown(sql: Sql, which: str, *values: Any) -> list[Shown]:
+  rows = sql(
+    "SELECT digest, status = 'waiting' AND is_open, prompt_id, round, seed, "
+    f"step, document FROM questions {which}",
+    *values,
+  )
+  return [Shown(*asked, **json.loads(document)) for *asked, document in rows]
 
 
 def _rows(sql: Sql, prompts: Iterable[int], columns: str) -> dict[int, tuple]:

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from saw_jax.annotate.asking import AnswerError, Asked
+from saw_jax.annotate.asking import AnswerError, Shown
 from saw_jax.annotate.ledger import LabelLedger
 from saw_jax.annotate.questions import describe_form, is_hidden
 from saw_jax.tasks import row_files
@@ -58,16 +58,13 @@ def read(ledger: LabelLedger, path: str) -> Imported:
 
 def export_tasks(ledger: LabelLedger) -> list[dict[str, Any]]:
   """Makes a task of each question that waits, the oldest first."""
-  return [
-    {"data": _task_data(asked)}
-    for asked in ledger.questions()
-    if asked.is_waiting
-  ]
+  waiting = (shown for shown in ledger.questions() if shown.is_waiting)
+  return [{"data": _task_data(shown)} for shown in waiting]
 
 
 def import_answers(ledger: LabelLedger, tasks: Iterable[Any]) -> Imported:
   """Answers the questions of a ledger with the annotations of tasks."""
-  known = {asked.shown.prompt_id: asked for asked in ledger.questions()}
+  known = {asked.prompt_id: asked for asked in ledger.questions()}
   counts, refused = collections.Counter(), []
   for place, task in enumerate(tasks):
     try:
@@ -92,8 +89,8 @@ def import_answers(ledger: LabelLedger, tasks: Iterable[Any]) -> Imported:
   return Imported(*numbers, refused)
 
 
-def _task_data(asked: Asked) -> dict[str, Any]:
-  shown, answers, responses = asked.shown, collections.Counter(), []
+def _task_data(shown: Shown) -> dict[str, Any]:
+  answers, responses = collections.Counter(), []
   for excerpt, count, response, label in shown.clusters:
     name = "no answer" if excerpt is None else _visible(*excerpt)
     text = _visible(*response)
@@ -111,7 +108,7 @@ def _task_data(asked: Asked) -> dict[str, Any]:
     ],
     "responses": responses,
     "prompt_id": shown.prompt_id,
-    "prompt_digest": asked.digest,
+    "prompt_digest": shown.digest,
     "seed": shown.seed,
     "step": shown.step,
   }
@@ -119,7 +116,7 @@ def _task_data(asked: Asked) -> dict[str, Any]:
 
 def _settle(
   ledger: LabelLedger,
-  known: Mapping[int, Asked],
+  known: Mapping[int, Shown],
   task: Mapping[str, Any],
   annotation: Mapping[str, Any],
 ) -> str:
@@ -138,7 +135,7 @@ def _settle(
   if not annotation.get("was_cancelled"):
     if len(chosen) + len(typed) != 1:
       raise AnswerError(f"One answer is expected, not {chosen + typed}.")
-    labels = [label for *_, label in asked.shown.clusters]
+    labels = [label for *_, label in asked.clusters]
     if chosen and chosen[0] in labels:
       answers["choice"] = labels.index(chosen[0])
     else:
@@ -147,7 +144,7 @@ def _settle(
   if isinstance(who, Mapping):
     who = who.get("email") or who.get("id")
   name = f"label studio {who or 'annotator'}"
-  ledger.settle(_PAGE, prompt, asked.shown.round, who=name, **answers)
+  ledger.settle(_PAGE, prompt, asked.round, who=name, **answers)
   return "answered" if answers else "skipped"
 
 

@@ -6,6 +6,7 @@ that they save.
 """
 
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -89,7 +90,7 @@ def _make_table() -> int:
     table = catalogue.load(given.table)
     # Before anything runs: a typo in one row must not cost the others.
     names = given.rows or table.default_runs
-    rows = [_row(table, n, s, runs) for n in names for s in range(given.starts)]
+    rows = _rows(table, names, runs)
     table.check(names)
     todo = [row for row in rows if row.runs.missing]
     if not given.mixed:
@@ -107,12 +108,12 @@ def _make_table() -> int:
     said = "the table is made when they are there, by the same command"
     print(f"{len(failed)} of {len(todo)} rows failed; {said}")
     return 1
-  found = [row.runs.whole for row in rows]
-  merged = {
-    name: runs_lib.together(found[n * given.starts : (n + 1) * given.starts])
-    for n, name in enumerate(names)
-  }
   with command_line.checking_input():
+    found = iter(_rows(table, names, runs))
+    merged = {
+      name: runs_lib.together([next(found).runs for _ in range(given.starts)])
+      for name in names
+    }
     if not given.mixed:  # A run that went on keeps what its start was made by.
       runs_lib.check_same(merged)
   command = command_line.again()
@@ -129,13 +130,18 @@ def _make_table() -> int:
   return 0
 
 
-def _row(table: Table, name: str, start: int, folder: pathlib.Path) -> Row:
-  """A run of a table from one of its starts, and what is there of it."""
-  given = flags.FLAGS
-  config, words = _words(given.table, table, name, start)
-  name = runs_lib.run_name(name, start)
-  found = runs_lib.find(folder, name, range(given.seeds), config.to_dict())
-  return Row(name, config, words, found)
+def _rows(
+  table: Table, names: Sequence[str], folder: pathlib.Path
+) -> list[Row]:
+  """The runs of a table from each of its starts, and what is there of them."""
+  given, rows = flags.FLAGS, []
+  for name, start in itertools.product(names, range(given.starts)):
+    config, words = _words(given.table, table, name, start)
+    called = runs_lib.run_name(name, start)
+    there = range(given.seeds), config.to_dict()
+    found = runs_lib.find(folder, called, *there)
+    rows.append(Row(called, config, words, found))
+  return rows
 
 
 def _words(

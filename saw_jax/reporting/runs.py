@@ -28,13 +28,6 @@ class RowRuns(NamedTuple):
   missing: tuple[int, ...] = ()  # seeds that none of them has
   next: pathlib.Path | None = None  # the directory that these are run in
 
-  @property
-  def whole(self) -> "RowRuns":
-    """The same once the missing seeds have run."""
-    directories = (*self.directories, self.next)
-    seeds = tuple(sorted(self.seeds + self.missing))
-    return RowRuns(directories, seeds) if self.missing else self
-
 
 class Curves(NamedTuple):
   """Metrics of one row over steps, for `N` seeds and `T` steps."""

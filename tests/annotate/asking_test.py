@@ -33,8 +33,8 @@ def settle(ledger, page="page", **how):
 class TestLease:
   def test_what_is_shown(self, ledger):
     ledger.ask(ask(4, step=3, seed=1))
-    assert ledger.lease("page") == (
-      *(4, 1, 1, 3),
+    assert ledger.lease("page")[1:] == (
+      *(True, 4, 1, 1, 3),
       ["prompt 4", 0, ""],
       [
         [["7", 0, ""], 3, ["it is 7", 0, ""], "7"],

@@ -51,15 +51,13 @@ class TestFind:
     place = tmp_path / "gdpo_seeds_5"
     five = tuple(range(5))
     assert find(5) == RowRuns((), (), five, place)
-    assert find(5).whole == RowRuns((place,), five)
     finish(place, five)
     finish(tmp_path / "gdpo_saw_seeds_8", range(8))  # another row
     more = tmp_path / "gdpo_seeds_5-7"
     assert find(8) == RowRuns((place,), five, (5, 6, 7), more)
     finish(more, (5, 6, 7))
-    both = find(8).whole
-    assert both.missing == () and set(both.directories) == {place, more}
-    assert both.seeds == tuple(range(8))
+    assert set(find(8).directories) == {place, more}
+    assert find(8)[1:3] == (tuple(range(8)), ())
     # Fewer seeds are those of a larger run.
     assert find(3)[:3] == ((place,), (0, 1, 2), ())
     # One that has not finished goes on in its place.

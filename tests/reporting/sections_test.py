@@ -19,6 +19,7 @@ from saw_jax.reporting import (
 )
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.reporting.sections import comparisons
+from saw_jax.reporting.sections import rewards as rewards_lib
 from tests.reporting import golden_tables
 
 STEPS = 40
@@ -179,7 +180,7 @@ class TestRewards:
     table = dataclasses.replace(table, components=("quality",))
     rows = {"gdpo": RowRuns((tmp_path / "gdpo",))}
     found = report.Found(table, "tiny", tmp_path, rows)
-    assert comparisons.before_and_after(found)[-1] == (
+    assert rewards_lib.before_and_after(found)[-1] == (
       "| gdpo, seed 7, over examples | quality | 1.500 [0.500, 2.500] (128) | "
       "4.000 [3.000, 5.000] (128) |"
     )

@@ -19,7 +19,7 @@ _COMPARED = (comparisons.interquartile_means, comparisons.paired_differences)
 
 REWARDS = (
   functools.partial(parts.keep, names=("entropy", "length")),
-  comparisons.before_and_after,
+  rewards.before_and_after,
   rewards.steps_to_thresholds,
   *_COMPARED,
   rewards.draw,

@@ -1,7 +1,6 @@
-"""Rows beside each other: differences seed by seed, and scores at both ends."""
+"""Rows beside each other, seed by seed."""
 
-import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -9,9 +8,8 @@ from saw_jax.reporting import plots, statistics, tables
 from saw_jax.reporting.report import Found
 from saw_jax.reporting.runs import Curves
 from saw_jax.reporting.sections import parts
-from saw_jax.reporting.statistics import PairedDifference, Summary
+from saw_jax.reporting.statistics import PairedDifference
 from saw_jax.reporting.table import Table
-from saw_jax.run.metrics import from_json
 
 
 def paired_differences(found: Found) -> list[str]:
@@ -122,44 +120,3 @@ def draw_differences(found: Found, columns: Sequence[str], file: str) -> None:
   }
   if all(panels.values()):
     plots.difference_forest(panels, **found.picture(file))
-
-
-def before_and_after(found: Found) -> list[str]:
-  """Greedy scores at both ends, over seeds, and over examples if evaluated."""
-  rows = []
-
-  def add(label: str, reward: str, *ends: Summary) -> None:
-    rows.append([label, reward, *map(_interval, ends)])
-
-  for run, (paths, seeds, *_) in found.directories.items():
-    evals = found.evals[run]
-    for name in found.table.components if evals.steps[0] == 0 else ():
-      ends = map(evals.by_seed, evals.values[name].T[[0, -1]])
-      add(run, name, *map(statistics.summarise, ends))
-    for before, after in (pair for path in paths for pair in _scored(path)):
-      if not seeds or before["seed"] in seeds:
-        label = f"{run}, seed {before['seed']}, over examples"
-        for name in found.table.components:
-          ends = (entry["greedy"][name] for entry in (before, after))
-          add(label, name, *(Summary(**end) for end in ends))
-  return parts.headed(
-    f"Before and after training, greedy, held out (here, {found.label})",
-    tables.grid(["row", "reward", "before", "after"], rows, words=2),
-    "95 % t intervals over seeds, or over examples where it says so.",
-  )
-
-
-def _scored(path: pathlib.Path) -> Iterable[tuple[dict, dict]]:
-  """What `evaluate.py` found of a run's seeds at the start and at the end."""
-  files = [path / name for name in ("evaluation_start.json", "evaluation.json")]
-  if not all(file.exists() for file in files):
-    return []
-  start, end = (from_json(file.read_text())["seeds"] for file in files)
-  return zip(start, end, strict=True)
-
-
-def _interval(summary: Summary) -> str:
-  text = f"{summary.mean:.3f}"
-  if summary.count > 1:
-    text += f" [{summary.low:.3f}, {summary.high:.3f}]"
-  return f"{text} ({summary.size})"

@@ -1,10 +1,56 @@
-"""Sections of SAW's tables: how soon each reward arrives, and their curves."""
+"""Sections of SAW's tables: each reward at both ends, and when it arrives."""
+
+import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
-from saw_jax.reporting import plots, statistics
+from saw_jax.reporting import plots, statistics, tables
 from saw_jax.reporting.report import Found
 from saw_jax.reporting.sections import comparisons, parts
+from saw_jax.reporting.statistics import Summary
+from saw_jax.run.metrics import from_json
+
+
+def before_and_after(found: Found) -> list[str]:
+  """Greedy scores at both ends, over seeds, and over examples if evaluated."""
+  rows = []
+
+  def add(label: str, reward: str, *ends: Summary) -> None:
+    rows.append([label, reward, *map(_interval, ends)])
+
+  for run, (paths, seeds, *_) in found.directories.items():
+    evals = found.evals[run]
+    for name in found.table.components if evals.steps[0] == 0 else ():
+      ends = map(evals.by_seed, evals.values[name].T[[0, -1]])
+      add(run, name, *map(statistics.summarise, ends))
+    for before, after in (pair for path in paths for pair in _scored(path)):
+      if not seeds or before["seed"] in seeds:
+        label = f"{run}, seed {before['seed']}, over examples"
+        for name in found.table.components:
+          ends = (entry["greedy"][name] for entry in (before, after))
+          add(label, name, *(Summary(**end) for end in ends))
+  return parts.headed(
+    f"Before and after training, greedy, held out (here, {found.label})",
+    tables.grid(["row", "reward", "before", "after"], rows, words=2),
+    "95 % t intervals over seeds, or over examples where it says so.",
+  )
+
+
+def _scored(path: pathlib.Path) -> Iterable[tuple[dict, dict]]:
+  """What `evaluate.py` found of a run's seeds at the start and at the end."""
+  files = [path / name for name in ("evaluation_start.json", "evaluation.json")]
+  if not all(file.exists() for file in files):
+    return []
+  start, end = (from_json(file.read_text())["seeds"] for file in files)
+  return zip(start, end, strict=True)
+
+
+def _interval(summary: Summary) -> str:
+  text = f"{summary.mean:.3f}"
+  if summary.count > 1:
+    text += f" [{summary.low:.3f}, {summary.high:.3f}]"
+  return f"{text} ({summary.size})"
 
 
 def steps_to_thresholds(found: Found) -> list[str]:
