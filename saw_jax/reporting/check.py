@@ -68,12 +68,9 @@ def rerun(
       again = runs.averaged(runs.read_curves([directory]), every)
   chosen = {Seed(int(entry["start"]), number) for number in numbers}
   before, now = (_flat(found, chosen) for found in (kept, again))
-  if not is_full:
-    before = {
-      key: value
-      for key, value in before.items()
-      if key[-1] < most and np.isfinite(value)
-    }
+  if not is_full:  # some steps, of which not all have all metrics
+    numbers = [x for x in before.items() if x[0][-1] < most]
+    before = {key: value for key, value in numbers if np.isfinite(value)}
   differ = []
   for (name, seed, step), value in before.items():
     other = now.get((name, seed, step))

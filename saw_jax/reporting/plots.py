@@ -101,7 +101,7 @@ def metric_panels(
   """
   # One deviation below the mean may be below 0, which a logarithm has not.
   band = range_band if log else deviation_band
-  shape = math.ceil(len(panels) / 3), min(len(panels), 3)
+  shape = _shape(panels)
   # A single panel may be narrower than what is written above it.
   width = max(1.0 + 2.6 * shape[1], _TITLE_INCHES * len(title))
   names = {row for rows in panels.values() for row in rows}
@@ -125,12 +125,10 @@ def metric_panels(
       place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}
       look = {"ncols": 2, "frameon": False, "fontsize": "x-small"}
       ax.legend(handles.values(), handles.keys(), **place, **look)
-  for ax in axes.flat[len(panels) :]:
-    ax.set_visible(False)
   for ax in axes[:, 0]:
     ax.set_ylabel(quantity)
   for column in axes.T:
-    lowest = [ax for ax in column if ax.get_visible()][-1]
+    lowest = [ax for ax in column if ax.has_data()][-1]
     lowest.set_xlabel("step")
     lowest.tick_params(labelbottom=True)
   drawn = [
@@ -183,8 +181,7 @@ def difference_forest(
   Panels, by what stands below them, have scales of their own.
   """
   names = list(dict.fromkeys(name for of in panels.values() for name in of))
-  columns = min(len(panels), 3)
-  shape = math.ceil(len(panels) / 3), columns
+  shape = _, columns = _shape(panels)
   size = 4.0 + 3.0 * columns, 0.9 + (1.0 + 0.45 * len(names)) * shape[0]
   figure, axes = _figure(panels, *size, shape, sharey=True)
   thin = {"color": COLOURS[0], "linewidth": 1.6}
@@ -204,10 +201,13 @@ def difference_forest(
     ax.set_yticks(range(len(names)), names)
     ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=f"difference in {heading}")
     ax.locator_params(axis="x", nbins=7 - columns)
-  for ax in axes.flat[len(panels) :]:
-    ax.set_visible(False)
   caption = "95 % intervals of the mean difference; n seeds, paired."
   return _finish(figure, title, handles, caption, path)
+
+
+def _shape(panels: Mapping) -> tuple[int, int]:
+  """Rows and columns, three at most, of panels side by side."""
+  return math.ceil(len(panels) / 3), min(len(panels), 3)
 
 
 def _figure(
@@ -276,6 +276,7 @@ def _finish(
 ) -> "Figure":
   """Adds title and legend above the panels, and the caption below."""
   for ax in figure.axes:
+    ax.set_visible(ax.has_data())  # of the last row some may be left over
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="both", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)

@@ -113,6 +113,11 @@ class Found:
       for row, run in self.main.items()
     }
 
+  def best_and_last(self, run: str) -> list[tuple[float, float]]:
+    """Each seed's best and last mean reward over a window of steps."""
+    rewards, window = self.curves[run].values["reward/total"], self.table.window
+    return [statistics.best_and_last(of, window) for of in rewards]
+
   def picture(self, file: str) -> dict[str, Any]:
     """What all functions of `plots` are told, of a file `name.png`."""
     path = self.folder / file
@@ -177,10 +182,9 @@ def _with_ends(found: Found, run: str) -> Finals:
   finals, table = found.finals[run], found.table
   if not table.swept or "reward/total" not in found.curves[run].values:
     return finals
-  rewards = found.curves[run].values["reward/total"]
-  ends = [statistics.best_and_last(of, table.window) for of in rewards]
   names = (f"training/{end} {table.window} steps" for end in ("best", "last"))
-  more = dict(zip(names, np.array(ends).T, strict=True))
+  ends = np.array(found.best_and_last(run)).T
+  more = dict(zip(names, ends, strict=True))
   return finals._replace(values=finals.values | more)
 
 

@@ -52,16 +52,13 @@ def training(found: Found) -> list[str]:
     "majority": "audit/majority",
     "entropy": "entropy",
   }
-  steps = dict(zip(("first", "last"), parts.ends(found), strict=True))
+  first, last = parts.ends(found)
   cells = {
-    row: {
-      f"{title}, {end}": text
-      for end, at in steps.items()
-      for title, text in parts.averages(found.curves[run], shown, at).items()
-    }
+    row: parts.averages(found.curves[run], shown, first, "{}, first")
+    | parts.averages(found.curves[run], shown, last, "{}, last")
     for row, run in found.main.items()
   }
-  columns = [f"{title}, {end}" for title in shown for end in steps]
+  columns = [f"{title}, {end}" for title in shown for end in ("first", "last")]
   columns.remove("entropy, first")
   window = found.table.window
   heading = f"Training, mean over seeds; first and last {window} steps"
@@ -86,7 +83,7 @@ def bought(found: Found) -> list[str]:
         np.median(curves.values.get(f"seconds/{part}", 0))
         for part in ("choose", "probes", "step")
       )
-      cells = parts.averages(curves, counts, slice(-1, None), ".0f")
+      cells = parts.averages(curves, counts, slice(-1, None), digits=".0f")
       cells |= parts.averages(curves, shown)
       cells["recall"] = _recall(curves)
       cells["choosing, % of a step"] = f"{100 * (choose + probes) / step:.1f}"

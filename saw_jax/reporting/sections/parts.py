@@ -31,15 +31,20 @@ def lay_out(
 
 
 def averages(
-  curves: Curves, shown: Mapping[str, str], steps=slice(None), form=".3f"
+  curves: Curves,
+  shown: Mapping[str, str],  # metrics by title
+  steps: slice = slice(None),
+  form: str = "{}",  # of a title as a column
+  digits: str = ".3f",
 ) -> dict[str, str]:
-  """Means over seeds and steps, by title, of the metrics that were logged."""
+  """Means over seeds and steps, by column, of the metrics that were logged."""
   found = {}
   for title, metric in shown.items():
     if metric in curves.values:
       values = curves.values[metric][:, steps]
       empty = np.isnan(values).all()
-      found[title] = "-" if empty else f"{np.nanmean(values):{form}}"
+      text = "-" if empty else f"{np.nanmean(values):{digits}}"
+      found[form.format(title)] = text
   return found
 
 

@@ -1,6 +1,6 @@
 """Sections of tables that sweep a value: what fell, and where it ended."""
 
-from saw_jax.reporting import plots, statistics
+from saw_jax.reporting import plots
 from saw_jax.reporting.report import Found
 from saw_jax.reporting.sections import parts
 
@@ -15,8 +15,7 @@ def rewards(found: Found) -> list[str]:
   table, (_, ending) = found.table, parts.ends(found)
 
   def collapsed(run: str) -> str:
-    rewards = found.curves[run].values["reward/total"]
-    ends = [statistics.best_and_last(of, table.window) for of in rewards]
+    ends = found.best_and_last(run)
     count, *beside = (
       sum(last < share * best for best, last in ends)
       for share in (_COLLAPSED, *_BESIDE)
@@ -54,14 +53,11 @@ def at_the_end(found: Found) -> list[str]:
     "gradient norm": "gradient_norm",
     "skipped updates": "skipped",
   }
-  curves = {
-    row: parts.likely(found.curves[of[value]])
-    for row, of in found.rows.items()
-    if value in of
-  }
-  cells = {
-    row: parts.averages(of, shown, ending, ".3g") for row, of in curves.items()
-  }
+  cells = {}
+  for row, of in found.rows.items():
+    if value in of:
+      curves = parts.likely(found.curves[of[value]])
+      cells[row] = parts.averages(curves, shown, ending, digits=".3g")
   at = f"{found.heading(value)}, mean over seeds"
   heading = f"The last {found.table.window} steps at {at}"
   return parts.lay_out(heading, cells.items(), shown)
