@@ -17,8 +17,8 @@ from saw_jax.annotate import questions as questions_lib
 from saw_jax.annotate.database import Database, LedgerError, Sql
 from saw_jax.annotate.questions import Label, Question
 
-# What is kept of a text from its beginning, and as much from its end, where the
-# answer stands. A policy may write megabytes.
+# How many characters of a text are kept from its beginning, and as many from
+# its end, where the answer stands: a policy may write megabytes.
 _PROMPT_PART, _RESPONSE_PART = 20_000, 4_000
 _MAX_CLUSTERS = 9  # one for each digit
 _LEASE_S = 30.0
@@ -207,13 +207,13 @@ def _shown(sql: Sql, which: str, *values: Any) -> list[Shown]:
 
 
 def _rows(sql: Sql, prompts: Iterable[int], columns: str) -> dict[int, tuple]:
-  """Questions; one look-up each, as SQLite limits a list's length."""
+  """Looks questions up one by one, since SQLite limits the length of a list."""
   statement = f"SELECT {columns} FROM questions WHERE prompt_id = ?"
   return {p: row for p in prompts for row in sql(statement, p)}
 
 
 def _now(sql: Sql) -> float:
-  """The time, but after all that was asked or settled, if clocks are set."""
+  """The time, or just after the latest in the file if a clock was set back."""
   ((latest,),) = sql(
     "SELECT MAX(MAX(asked_at, IFNULL(settled_at, 0))) FROM questions"
   )

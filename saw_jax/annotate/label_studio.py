@@ -17,7 +17,7 @@ from saw_jax.annotate.ledger import LabelLedger
 from saw_jax.annotate.questions import describe_form, is_hidden
 from saw_jax.tasks import row_files
 
-# For the ledger, all that is imported is the answers of one page: to import a
+# To the ledger all imported answers come from one page, so that importing a
 # file again changes nothing.
 _PAGE = "label-studio"
 _CHOICE, _ANSWER = "choice", "answer"  # names of controls
@@ -77,7 +77,7 @@ def import_answers(ledger: LabelLedger, tasks: Iterable[Any]) -> Imported:
     if not annotations:
       counts["untouched"] += 1
     outcomes = set()
-    # A skip counts where nobody has answered.
+    # A skip counts only if nobody has answered.
     for annotation in given or annotations[:1]:
       try:
         outcomes.add(_settle(ledger, known, task, annotation))
@@ -100,8 +100,8 @@ def _task_data(shown: Shown) -> dict[str, Any]:
   return {
     "question": _visible(*shown.text),
     "expected": describe_form(shown.form),
-    # The alias is what an annotation has. A dollar sign in the other would name
-    # a field of these.
+    # An annotation has the alias. A dollar sign in the value would be read as
+    # the name of a field of this task.
     "answers": [
       {"value": f"{_visible(label)} ({n})".replace("$", "＄"), "alias": label}
       for label, n in answers.items()
@@ -149,13 +149,13 @@ def _settle(
 
 
 def _texts(annotation: Mapping[str, Any], control: str, key: str) -> list[str]:
-  """What an annotation has of a control; blanks are nothing."""
+  """The values of one control in an annotation, without blank ones."""
   found = []
   for region in annotation["result"]:
     if region.get("from_name") == control:
       values = region["value"][key]
       found += [values] if isinstance(values, str) else values
-  # A choice may come with those above it.
+  # A choice may come with its parents, of which it is the last.
   found = [x[-1] if isinstance(x, list) else x for x in found]
   return [text.strip() for text in found if text.strip()]
 

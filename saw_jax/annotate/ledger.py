@@ -128,8 +128,8 @@ class LabelLedger(Questions):
           found[key] = decided[key]
           continue
         if label is None:
-          # What was set aside takes the room that it took the first time. Less
-          # than the price: tenths do not add up to the last digit.
+          # A purchase set aside takes up its budget again. Tenths do not add up
+          # to the last digit, so that a little less than the price will do.
           is_broke = most - spent[seed] < price * (1 - 1e-9)
           if taken[seed, step] >= per_step or is_broke:
             continue
@@ -153,7 +153,7 @@ class LabelLedger(Questions):
           values = None, source.name, 0.0
           if label is not None:
             values = json.dumps(label.text), label.who, price
-          # Another process of this run may have been faster; then that counts.
+          # If another process of this run was faster, its purchase counts.
           insert = "INSERT OR IGNORE INTO purchases VALUES (?,?,?,?,?,?,?,1)"
           sql(insert, *key, *values, now)
           (kept,) = _purchases(sql, _NAMED, *key)
@@ -218,7 +218,7 @@ def _label(p: Purchase) -> Label | None:
 
 
 def _spent(purchases: Iterable[Purchase]) -> dict[int, float]:
-  """What each seed has spent, where tenths add up to the last digit."""
+  """What each seed has spent, as an exact sum."""
   prices = collections.defaultdict(list)
   for purchase in purchases:
     prices[purchase.seed].append(purchase.price)

@@ -77,7 +77,7 @@ class Reply(NamedTuple):
 
 
 class _Refusal(Exception):
-  """A request that no page of ours sends: a status, and what to say."""
+  """Refuses a request that our page never sends: a status and a sentence."""
 
 
 def make_app(
@@ -133,7 +133,7 @@ def serve(
   is_ipv6 = ":" in address
   family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
   try:
-    # Whoever reads the printed address may connect, before anything is served.
+    # Listens before it prints: a reader of the address may connect at once.
     listener = socket.create_server((address, port), family=family)
   except OSError as error:
     raise OSError(
@@ -200,14 +200,14 @@ def show_text(text: str) -> str:
 
 
 class _Pages:
-  """From a request that may be answered to its reply."""
+  """Turns a request that passed the checks into its reply."""
 
   def __init__(self, path: str | os.PathLike, token: str, who: str):
     self._ledger = ledger_lib.LabelLedger(path, busy_s=_BUSY_S, creates=False)
     self._who = who
     # Page -> why its last form was refused, and what it had.
     self._refused: dict[str, tuple[str, Fields]] = {}
-    # Whoever can make the browser send its cookie does not know this.
+    # Another site can make the browser send its cookie, but not this.
     self._csrf = hmac.new(token.encode(), b"csrf", hashlib.sha256).hexdigest()
 
   def reply(self, path: str, query: Fields, form: Fields | None) -> Reply:
@@ -255,7 +255,7 @@ class _Pages:
         raise _Refusal(404, "There is no such form.")
       self._ledger.settle(page, prompt, round, who=self._who, **how)
     except asking.AnswerError as error:
-      # Said after a redirect, too: reloading must not send the form again.
+      # Shown after a redirect, so that reloading does not send the form again.
       self._refused = dict(list(self._refused.items())[-_MOST_REFUSED:])
       self._refused[page] = str(error), form
     return _redirect(page)
@@ -284,7 +284,7 @@ class _Pages:
         text = f"{counts.waiting} waiting in other pages."
       body += f'<main><p class="idle">{text}</p>'
       body += f'<p class="actions">{_UNDO}</p></main>'
-      # A script would do, but the page works without one.
+      # In the head and not in the script, without which the page works.
       url = f"3; url=/?page={page}"
       refresh = f'<meta http-equiv="refresh" content="{url}">'
     body += _form("undo", fields)

@@ -48,7 +48,7 @@ class Question:
 
 
 class LabelSource(Protocol):
-  """Whoever answers questions, for a price a label."""
+  """A source of answers to questions, at a price per label."""
 
   name: str
   price: float
@@ -79,9 +79,9 @@ def make_question(
 
 
 def parse_label(form: str, text: str) -> str:
-  """Reads what somebody typed as a label in its normal form, which is kept.
+  """Reads typed text as a label, and returns the label's normal form.
 
-  What is no answer is an error whose message says what is expected.
+  Text that is no answer is an error that says what is expected.
 
   >>> parse_label("roles ann bob", "Bob=knave, Ann=knight")
   'ann=knight|bob=knave'

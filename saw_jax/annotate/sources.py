@@ -28,8 +28,8 @@ class GroundTruth:
     return [Label(text, self.name) for text in found]
 
   def _find(self, key: int) -> base.Example:
-    # Keys count up from the first one, unless the examples are a subset: then
-    # all of them are looked at, once.
+    # Keys usually count up from the first. In a subset they do not: then all
+    # examples are read once, to find them by key.
     examples = self._examples
     place = key - examples[0].key if examples else -1
     if 0 <= place < len(examples) and examples[place].key == key:
@@ -104,7 +104,7 @@ class Annotator:
           settled = len(prompts) - len(waiting)
           _LOG.info("%d of %d questions are answered", settled, len(prompts))
       still = time.monotonic() - changed
-      # Known from the start: nobody is there who could take it back.
+      # Settled before the wait began: nobody is there to take it back.
       is_final = before is None or still >= self._undo_s
       if states and not waiting and is_final or still >= self._timeout_s:
         return

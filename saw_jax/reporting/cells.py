@@ -1,4 +1,4 @@
-"""What the cells of a sweep came to: a table, and every score of each seed."""
+"""The scores of a sweep's cells: a table, and all of them as CSV."""
 
 import pathlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Whether a table is of the code that is here: part of it is run again."""
+"""Checks a table against the code here by running part of it again."""
 
 import csv
 import pathlib
@@ -24,7 +24,7 @@ def made_by(folder: pathlib.Path) -> list[dict[str, str]]:
 
 
 def origins(entries: Sequence[Mapping[str, str]]) -> str:
-  """Whether code and instruction set are those that are here."""
+  """Says whether the code and the instruction set are the ones here."""
   here, said = {"code": run_directory.code(), **run_directory.processor()}, []
   for what in ("code", "instructions"):
     by = {entry[what]: entry["commit"] for entry in entries}
@@ -42,9 +42,9 @@ def rerun(
   *,
   is_full: bool = False,
 ) -> tuple[int, list[str]]:
-  """Has a run's first steps made again, or all; says how many numbers differ.
+  """Runs a row's first steps again, or all, and counts the numbers that differ.
 
-  `train` does so in a directory, with seeds, until a function is true.
+  `train(directory, seeds, is_enough)` trains until `is_enough()` is true.
   """
   numbers = [int(word) for word in entry["seeds"].split()]
   file = folder / ("runs.csv" if is_full else "curves.csv")

@@ -55,7 +55,7 @@ class Comparison:
     return "\n".join([*lines, *self.notes])
 
   def write(self, path: str | os.PathLike) -> None:
-    """Writes the rows as CSV, numbers in full; an unknown one is empty."""
+    """Writes the rows as CSV with all digits; an unknown number is empty."""
     head = "run control part metric mean control_mean difference t_low t_high "
     head += "bootstrap_low bootstrap_high seeds"
     lines = []
@@ -66,7 +66,7 @@ class Comparison:
     runs.write_csv(path, head.split(), lines)
 
   def plot(self, path: str | os.PathLike | None = None) -> "Figure":
-    """Draws the differences; a PNG, or what the path's suffix says."""
+    """Draws the differences, in the format that the path's suffix names."""
     panels: dict[str, dict[str, PairedDifference]] = {}
     for row in self.rows:
       panel = panels.setdefault(f"{row.metric}, {row.part}", {})
@@ -124,7 +124,7 @@ def compare(
 def _pair(
   run: _Run, control: _Run, metrics: Sequence[str] | None, notes: list[str]
 ) -> Iterator[Row]:
-  """Compares two runs in what both have, and notes what that is."""
+  """Compares two runs over the seeds, steps and metrics that both have."""
   both, label = (run, control), f"{run.label} - {control.label}"
   tasks = [one.config["task"]["name"] for one in both]
   if tasks[0] != tasks[1]:
@@ -167,7 +167,7 @@ def _chosen(keys: list[_Key], metrics: Sequence[str] | None) -> list[_Key]:
 def _means(
   curves: Curves, steps: Iterable[int]
 ) -> dict[str, dict[Seed, float]]:
-  """Means over some steps of what was logged at each, by metric and seed."""
+  """Means over some steps, by metric and seed, of metrics logged at each."""
   chosen = np.isin(curves.steps, list(steps))
   return {
     name: curves.by_seed(values[:, chosen].mean(-1))
@@ -179,7 +179,7 @@ def _means(
 def _common(
   what: str, label: str, both: list[Sequence[int]], notes: list[str]
 ) -> list[int]:
-  """What is in both; a note where that is not all."""
+  """What both runs have; adds a note if one of them has more."""
   found, sizes = sorted(set(both[0]) & set(both[1])), list(map(len, both))
   if not found:
     raise ValueError(f"{label}: they have no {what} in common")

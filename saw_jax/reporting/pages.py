@@ -58,7 +58,7 @@ def page(title: str, style: str, parts: Sequence[str]) -> str:
 
 
 def _mark(tokens) -> str:
-  """Gives published cells their class; returns the first heading's text."""
+  """Marks the cells of published columns; returns the first heading's text."""
   title, column, published = "", 0, set()
   for token, following in zip(tokens, tokens[1:], strict=False):
     if token.type == "heading_open":

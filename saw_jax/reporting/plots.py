@@ -1,4 +1,4 @@
-"""Figures, as objects, and as files where there is a `path` or several."""
+"""Figures as objects, and as files if a `path` or several are given."""
 
 import math
 import os
@@ -41,7 +41,7 @@ def deviation_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def range_band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """From the least seed to the greatest, of those that have a value."""
+  """From the smallest to the largest value of the seeds that have one."""
   return np.nanmin(values, axis=0), np.nanmax(values, axis=0)
 
 
@@ -94,12 +94,12 @@ def metric_panels(
   log: bool = False,
   path: _Path = None,
 ) -> "Figure":
-  """Draws metrics over steps, rows by title of the panel that they are in.
+  """Draws metrics over steps; `panels` maps a panel's title to its rows.
 
   The legend names metrics, or, of one metric, the rows; where these are many,
   each panel has a legend of its own.
   """
-  # One deviation below the mean may be below 0, which a logarithm has not.
+  # One deviation below the mean may be below 0, which has no logarithm.
   band = range_band if log else deviation_band
   shape = _shape(panels)
   # A single panel may be narrower than what is written above it.
@@ -213,7 +213,7 @@ def _shape(panels: Mapping) -> tuple[int, int]:
 def _figure(
   given: object, width: float, height: float, shape=(1, 1), **share: bool
 ) -> tuple["Figure", np.ndarray]:
-  """A figure and its panels; what is given to be drawn may not be empty."""
+  """Makes a figure and its panels; refuses an empty `given`."""
   if not given:
     raise ValueError("nothing to draw")
   with naming.needs_extra("report", "figures need Matplotlib"):
@@ -243,7 +243,7 @@ def _draw(
   """Draws one metric's mean over seeds with its band; gives the line."""
   window = min(window, len(curves.steps))  # a run of a few steps is a point
   smooth = statistics.moving_average(curves.values[metric], window)
-  # Where a logarithm is drawn some seeds may have nothing to take it of.
+  # On a logarithmic axis some seeds may have no value to draw.
   has = np.isfinite(smooth)
   kept = has.any(axis=0) if band is range_band else has.all(axis=0)
   steps, smooth = curves.steps[window - 1 :][kept], smooth[:, kept]
@@ -285,7 +285,7 @@ def _finish(
   entry = 0.8 + 0.09 * longest  # inches
   columns = max(1, min(len(handles), int(width / entry)))
   caption = textwrap.fill(caption, width=int(15 * width))
-  # The panels keep their height, however many lines stand around them.
+  # Lines of legend and caption add to the height of the figure.
   lines = math.ceil(len(handles) / columns) - 1 + caption.count("\n")
   figure.set_figheight(figure.get_figheight() + 0.21 * lines)
   look = {"weight": "bold", "size": "large"}

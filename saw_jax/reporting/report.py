@@ -1,4 +1,4 @@
-"""Writes a table down: Markdown, CSV, and what its sections add."""
+"""Writes a table as Markdown and CSV, with its sections below."""
 
 import contextlib
 import dataclasses
@@ -67,14 +67,14 @@ class Found:
 
   @functools.cached_property
   def main(self) -> dict[str, str]:
-    """Row -> its run in the main table, unless that has several of a row."""
+    """Row -> its run in the main table; empty if it has several of a row."""
     at = self.table.at
     found = {row: of.get(None, of.get(at)) for row, of in self.rows.items()}
     return {row: run for row, run in found.items() if run is not None}
 
   @property
   def label(self) -> str:
-    """The scale, and what is not the paper's in it."""
+    """The scale, and what stands in for the paper's at it."""
     return self.table.label(self.scale)
 
   @property
@@ -96,14 +96,14 @@ class Found:
     return [*map(self.heading, self.values)] if swept else [*self.columns]
 
   def by_value(self, told: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
-    """What is told of runs, by row and by the heading of what is swept."""
+    """Calls `told` with each run; the results by row and swept heading."""
     return {
       row: {self.heading(value): told(run) for value, run in of.items()}
       for row, of in self.rows.items()
     }
 
   def cells(self, told: Callable[[dict[Seed, float]], Any]) -> dict[str, dict]:
-    """What is told of scores, by row and heading of the main table."""
+    """Calls `told` with scores by seed; the cells of the main table."""
     columns = self.columns
     if self.table.swept:
       (metric,) = columns.values()
@@ -119,7 +119,7 @@ class Found:
     return [statistics.best_and_last(of, window) for of in rewards]
 
   def picture(self, file: str) -> dict[str, Any]:
-    """What all functions of `plots` are told, of a file `name.png`."""
+    """The title and the paths that every function of `plots` takes."""
     path = self.folder / file
     paths = [path.with_suffix(f".{ending}") for ending in self.figures]
     return {"title": f"{self.table.title}, scale {self.label}", "path": paths}
@@ -153,8 +153,8 @@ def write(
     for row, cells in table.cells(scale).items()
     if row in found.rows
   }
-  text = tables.to_csv(found.label, own, printed)
-  (folder / "table.csv").write_text(text, encoding="utf-8")
+  head, *lines = tables.to_lines(found.label, own, printed)
+  runs.write_csv(folder / "table.csv", head, lines)
   finals = {run: _with_ends(found, run) for run in found.finals}
   runs.write_results(folder / "runs.csv", finals, commit="/".join(commits))
   made = runs.made(directories)
@@ -165,7 +165,7 @@ def write(
   for section in table.sections:
     lines += section(found)
   final = next(iter(found.finals.values()))
-  # Where steps to a threshold are told, their limit is.
+  # A table with thresholds has said already how long a run is.
   steps = "" if table.thresholds else f"{final.step} steps a run. "
   lines += [
     f"{steps}Made by `{command}` at commit {', '.join(commits)}; "
@@ -178,7 +178,7 @@ def write(
 
 
 def _with_ends(found: Found, run: str) -> Finals:
-  """A row's scores and, of what is swept, what says whether a seed fell."""
+  """A row's scores, in a sweep with the numbers that show a collapse."""
   finals, table = found.finals[run], found.table
   if not table.swept or "reward/total" not in found.curves[run].values:
     return finals

@@ -15,7 +15,7 @@ Interval = tuple[float, float]  # NaN where one value leaves the spread unknown
 
 
 class Seed(NamedTuple):
-  """What names one of a row's policies."""
+  """The name of one policy of a row."""
 
   start: int  # the supervised start that it began at
   seed: int
@@ -70,7 +70,7 @@ class PairedDifference(NamedTuple):
 
 
 def independent(values: Sample) -> np.ndarray:
-  """What of a sample varies independently: its means by start, or its values.
+  """The independent values of a sample: its means by start, or all of it.
 
   Seeds of one start share its chance, and as many values would claim to know
   too much. Of a single start nothing says what another would have given.
@@ -125,7 +125,7 @@ def interquartile_mean(values: npt.ArrayLike) -> float:
   """
   sample = np.sort(_sample(values))
   ends = np.clip(np.arange(sample.size + 1) / sample.size, 0.25, 0.75)
-  # Exactly added: libraries of products differ from processor to processor.
+  # An exact sum: a dot product's rounding differs between processors.
   return 2 * math.fsum(np.diff(ends) * sample)
 
 

@@ -50,7 +50,7 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """All that is said of a table; its config fills one in."""
+  """The description of a table, which its config fills in."""
 
   title: str
   get_config: Callable[[str], ml_collections.ConfigDict]
@@ -111,7 +111,7 @@ class Table:
     return [name for name, run in self.runs.items() if run.row == row]
 
   def argument(self, name: str, scale: str) -> str:
-    """That of `get_config` for a run."""
+    """The argument of `get_config` for a run."""
     if self.several and name not in self.several:
       raise ValueError(f"no run {name!r}: {nearest(name, list(self.several))}")
     run = self.runs.get(name) or Run(name, None, f"row={name}")
@@ -138,7 +138,7 @@ class Table:
     return {**self.metrics, **self.metrics_at.get(scale, {})}
 
   def label(self, scale: str) -> str:
-    """Names a scale as the numbers that were measured at it have to."""
+    """The scale as it stands beside its numbers, with any stand-in."""
     return ", ".join(filter(None, (scale, self.stand_ins.get(scale))))
 
   def cells(self, scale: str | None = None) -> Cells:

@@ -4,9 +4,7 @@ What was measured here is a `statistics.Summary`, what a paper prints is a
 `PublishedCell` from `published/`, and nothing takes one for the other.
 """
 
-import csv
 import functools
-import io
 import itertools
 import json
 import math
@@ -126,7 +124,7 @@ def to_markdown(
 
 
 def meaning(own: Own) -> str:
-  """What stands in a cell of ours."""
+  """Says what a cell of ours means."""
   told = f"mean ± half-width of the {_LEVEL} t interval over "
   if any(cell.starts > 1 for _, _, cell in _cells(own)):
     return told + "the means of supervised starts (starts × seeds)"
@@ -149,8 +147,8 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
   return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
-def to_csv(scale: str, own: Own, published: Published) -> str:
-  """A table for programs, one line per cell; `origin` says which columns."""
+def to_lines(scale: str, own: Own, published: Published) -> list[list]:
+  """A table for programs, a line per cell; `origin` says whose it is."""
   lines = [
     ["row", "metric", "origin", "scale", "mean", "std", "low", "high", "n"]
     + ["starts"]
@@ -164,9 +162,7 @@ def to_csv(scale: str, own: Own, published: Published) -> str:
     numbers = [number(cell.value), number(cell.std)]
     about = [cell.model, cell.source, cell.note]
     lines.append([row, metric, "published", *[""] * 7, *numbers, *about])
-  file = io.StringIO()
-  csv.writer(file, lineterminator="\n").writerows(lines)
-  return file.getvalue()
+  return lines
 
 
 def differences(

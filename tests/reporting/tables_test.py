@@ -1,6 +1,3 @@
-import csv
-import io
-
 import pytest
 
 from saw_jax.reporting import statistics, tables
@@ -23,7 +20,7 @@ def lines_of(start, **cells):
   return [line for line in lines if line.startswith(start)]
 
 
-@pytest.mark.parametrize("write", [tables.to_markdown, tables.to_csv])
+@pytest.mark.parametrize("write", [tables.to_markdown, tables.to_lines])
 def test_no_cell_is_taken_for_one_of_the_other_side(write):
   title = ["t"] if write is tables.to_markdown else []
   with pytest.raises((AttributeError, TypeError)):
@@ -89,9 +86,9 @@ class TestToMarkdown:
 
 def test_a_line_of_csv_is_filled_on_its_own_side():
   cell = printed(std=0.5, note="a, b")
-  text = tables.to_csv("tiny", OWN, {"gdpo": {"Acc": cell}})
-  first, second, third = csv.DictReader(io.StringIO(text))
-  assert (first["origin"], first["scale"], first["n"]) == ("here", "tiny", "3")
+  head, *lines = tables.to_lines("tiny", OWN, {"gdpo": {"Acc": cell}})
+  first, second, third = (dict(zip(head, x, strict=True)) for x in lines)
+  assert (first["origin"], first["scale"], first["n"]) == ("here", "tiny", 3)
   assert float(first["mean"]) == 2.0 and float(first["std"]) == 1.0
   assert first["published_value"] == first["model"] == ""
   assert (second["mean"], second["low"]) == ("0.5", "")

@@ -13,7 +13,7 @@ from saw_jax.reporting.table import Table
 
 
 def paired_differences(found: Found) -> list[str]:
-  """What `compare` finds, as a table."""
+  """The differences of `compare` as a table."""
   differences, table = compare(found), found.table
   if not differences:
     return []
@@ -27,7 +27,7 @@ def paired_differences(found: Found) -> list[str]:
 
 
 def _primary(found: Found, differences) -> str:
-  """Says what was asked, and how to read the answers to all else."""
+  """States the primary comparison, and how to read the others."""
   label, heading = found.table.primary
   one = differences.get(label, {}).get(heading)
   told = f"Primary, fixed before the run: {label}, {heading}"
@@ -93,7 +93,7 @@ def compare(found: Found) -> dict[str, dict[str, PairedDifference]]:
 
 
 def _pairs(found: Found) -> Iterator[tuple[str, str, str]]:
-  """Labels and both runs of each comparison that can be made."""
+  """The label and the two runs of each comparison whose runs are there."""
   for treated, control in found.table.comparisons:
     label = f"{treated} - {control}"
     if found.table.swept:

@@ -102,7 +102,7 @@ def _recall(curves: Curves) -> str:
   found.append(curves.values.get("audit/with_gap"))
   if any(values is None for values in found):
     return "-"
-  # A label is without effect where the vote is right, or no response is.
+  # A label changes nothing if the vote is right, or if no response is.
   share, wasted, hopeless, with_gap = found
   hits = np.nansum(share * (1 - wasted - hopeless))
   return f"{hits / max(np.nansum(with_gap), 1e-9):.3f}"

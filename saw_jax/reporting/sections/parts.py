@@ -15,7 +15,7 @@ Rows = Iterable[tuple[str, Mapping[str, str]]]
 def headed(
   heading: str, table: Sequence[str], intro: str = "", outro: str = ""
 ) -> list[str]:
-  """A table between its heading and what is said of it."""
+  """A table with its heading, and a sentence before or after it."""
   before = [intro, ""] if intro else []
   after = ["", outro] if outro else []
   return ["", f"### {heading}", "", *before, *table, *after]
@@ -24,7 +24,7 @@ def headed(
 def lay_out(
   heading: str, rows: Rows, columns: Iterable[str], **said: str
 ) -> list[str]:
-  """A section that is one table; a cell that is not there is a dash."""
+  """A section that is one table; a missing cell is a dash."""
   columns = [*columns]
   lines = [[row, *(of.get(c, "-") for c in columns)] for row, of in rows]
   return headed(heading, tables.grid(["row", *columns], lines), **said)
@@ -53,7 +53,7 @@ def mean(values: statistics.Sample) -> str:
 
 
 def ends(found: Found) -> tuple[slice, slice]:
-  """The first steps of a run and its last, a window of them each."""
+  """The first window of steps, and the last."""
   window = found.table.window
   return slice(None, window), slice(-window, None)
 
@@ -78,7 +78,7 @@ def keep(
 
 
 def likely(curves: Curves) -> Curves:
-  """The same curves; the likelihood of no response is missing, and not 0."""
+  """The same curves, with likelihoods of no response as NaN and not as 0."""
   values = {
     name: np.where(array == 0, np.nan, array) if name[:4] == "nll/" else array
     for name, array in curves.values.items()

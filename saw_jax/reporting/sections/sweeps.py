@@ -4,14 +4,15 @@ from saw_jax.reporting import plots
 from saw_jax.reporting.report import Found
 from saw_jax.reporting.sections import parts
 
-# Share of the best mean reward, below which a seed has; and shares beside it.
+# A seed has collapsed if it ends below this share of its best mean reward;
+# counts at two other shares stand beside that.
 _COLLAPSED, _BESIDE = 0.5, (0.4, 0.6)
 _LIKELIHOODS = {"S of positives": "nll/positive"}
 _LIKELIHOODS |= {"S of negatives": "nll/negative"}
 
 
 def rewards(found: Found) -> list[str]:
-  """How many seeds fell in training, and where they ended."""
+  """How many seeds collapsed in training, and where all of them ended."""
   table, (_, ending) = found.table, parts.ends(found)
 
   def collapsed(run: str) -> str:
