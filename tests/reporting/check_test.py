@@ -1,32 +1,28 @@
 """A table is of this code, or of another; its first steps again, or all."""
 
-import csv
-import json
-
 import pytest
 
 from saw_jax.reporting import check, runs
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.run import run_directory
+from tests.reporting import made_up
 
 SEEDS = (3, 4)
 
 
 def make_run(directory, steps, *, change=0.0):
   """A run from start 1 whose numbers are those of seed and step."""
-  directory.mkdir()
-  with (directory / "metrics.csv").open("w", newline="") as file:
-    lines = [
-      [t, s, 0.1 * s + t / 3 + change] for t in range(steps) for s in SEEDS
-    ]
-    csv.writer(file).writerows([["step", "seed", "loss"], *lines])
-  scores = [
-    {"seed": s, "step": 12, "greedy": {"x": s / 7 + change}} for s in SEEDS
+  lines = [
+    [t, s, 0.1 * s + t / 3 + change] for t in range(steps) for s in SEEDS
   ]
-  (directory / "final.json").write_text(json.dumps(scores))
-  config = {"warm_start": {"options": {"seed": 1}}, "seeds": SEEDS}
-  document = {"config": config, "commit": "abc", "code": run_directory.code()}
-  (directory / "run.json").write_text(json.dumps(document))
+  made_up.write_run(
+    directory,
+    [["step", "seed", "loss"], *lines],
+    {seed: {"greedy/x": seed / 7 + change} for seed in SEEDS},
+    step=12,
+    config={"warm_start": {"options": {"seed": 1}}, "seeds": SEEDS},
+    code=run_directory.code(),
+  )
   return directory
 
 

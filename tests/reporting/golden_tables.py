@@ -3,7 +3,6 @@
 `python -m tests.reporting.golden_tables` writes tests/golden/tables/ again.
 """
 
-import csv
 import hashlib
 import json
 import pathlib
@@ -16,6 +15,7 @@ import numpy as np
 
 from saw_jax.reporting import catalogue, report
 from saw_jax.reporting.runs import RowRuns
+from tests.reporting import made_up
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "tables"
 STEPS = 23
@@ -86,7 +86,6 @@ def make_runs(
 
 
 def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
-  directory.mkdir(parents=True)
   some = [m for part, ms in _OF_SOME.items() if part in name for m in ms]
   parts = tuple(x for x in _PARTS if f"sampled/{x}" in scores)
   some += [f"{kind}/{part}" for kind in _KINDS for part in parts]
@@ -95,29 +94,29 @@ def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
     for seed in seeds
   }
 
-  def write(file, names, steps, rise) -> None:
+  def draw(names, steps, rise) -> list[list]:
     lines = [["step", "seed", *names]]
     for step in steps:
       for seed, rng in draws.items():
         values = rng.random(len(names)) + rise * step / STEPS
         lines.append([step, seed, *(f"{value:.4f}" for value in values)])
-    with (directory / file).open("w", newline="") as out:
-      csv.writer(out).writerows(lines)
+    return lines
 
-  write("metrics.csv", [*_METRICS, *some], range(STEPS), 2)
+  metrics = draw([*_METRICS, *some], range(STEPS), 2)
   # Rows with kinds were not scored before their first step.
   steps = (10, STEPS) if has_kinds else (0, 10, STEPS)
   rewards = (*_REWARDS, *parts)
-  write("evals.csv", ["right", "observation_accuracy", *rewards], steps, 0)
-  finals = []
-  for seed, rng in draws.items():
-    record = {"seed": seed, "step": STEPS}
-    kinds = ["sampled/right_pick", "sampled/right_look"] if has_kinds else []
-    for score in dict.fromkeys([*scores, "sampled/right", *kinds]):
-      how, _, figure = score.rpartition("/")
-      record.setdefault(how, {})[figure] = round(float(rng.random()), 4)
-    finals.append(record)
-  (directory / "final.json").write_text(json.dumps(finals))
+  evals = draw(["right", "observation_accuracy", *rewards], steps, 0)
+  kinds = ["sampled/right_pick", "sampled/right_look"] if has_kinds else []
+  wanted = dict.fromkeys([*scores, "sampled/right", *kinds])
+  finals = {
+    seed: {score: round(float(rng.random()), 4) for score in wanted}
+    for seed, rng in draws.items()
+  }
+  commit = "abc" if has_kinds else "def"
+  made_up.write_run(
+    directory, metrics, finals, evals, step=STEPS, commit=commit
+  )
   if has_kinds:
     for file, mean in (("evaluation_start", 0.25), ("evaluation", 0.5)):
       found = {"mean": mean, "std": 1.0, "low": mean - 0.1, "high": mean + 0.1}
@@ -125,9 +124,6 @@ def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
       scored = [{"seed": seed, "greedy": greedy} for seed in seeds]
       document = json.dumps({"step": 0, "seeds": scored})
       (directory / f"{file}.json").write_text(document)
-  commit = "abc" if has_kinds else "def"
-  document = {"config": {}, "commit": commit, "machine": "one machine"}
-  (directory / "run.json").write_text(json.dumps(document))
 
 
 def write(case, folder: pathlib.Path) -> pathlib.Path:

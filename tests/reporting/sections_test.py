@@ -3,7 +3,6 @@
 All else that is in a table is held to the letter by golden_tables_test.py.
 """
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -20,34 +19,21 @@ from saw_jax.reporting import (
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.reporting.sections import comparisons
 from saw_jax.reporting.sections import rewards as rewards_lib
-from tests.reporting import golden_tables
+from tests.reporting import golden_tables, made_up
 
 STEPS = 40
 SEEDS = (0, 1)
 
 
 def make_run(directory, metrics, finals, evals=()):
-  """A finished run; metrics and scores are numbers or functions of the seed.
-
-  A metric may also be a function of step and seed.
-  """
-  directory.mkdir(parents=True)
+  """A finished run; a metric is a number, or a function of step and seed."""
   lines = [["step", "seed", *metrics]]
   for step, seed in itertools.product(range(STEPS), SEEDS):
     values = [v(step, seed) if callable(v) else v for v in metrics.values()]
     lines.append([step, seed, *values])
-  evals = evals or [["step", "seed", "right"]]
-  for name, rows in (("metrics", lines), ("evals", evals)):
-    with (directory / f"{name}.csv").open("w", newline="") as file:
-      csv.writer(file).writerows(rows)
-  records = [{"seed": seed, "step": STEPS} for seed in SEEDS]
-  for record, (name, value) in itertools.product(records, finals.items()):
-    how, _, figure = name.rpartition("/")
-    score = value(record["seed"]) if callable(value) else value
-    record.setdefault(how, {})[figure] = score
-  (directory / "final.json").write_text(json.dumps(records))
-  document = {"config": {}, "commit": "abc", "machine": "one machine"}
-  (directory / "run.json").write_text(json.dumps(document))
+  made_up.write_run(
+    directory, lines, dict.fromkeys(SEEDS, finals), evals, step=STEPS
+  )
 
 
 class Written:
