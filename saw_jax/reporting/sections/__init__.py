@@ -5,7 +5,9 @@ that tables have.
 """
 
 import functools
+from collections.abc import Callable
 
+from saw_jax.reporting.report import Found
 from saw_jax.reporting.sections import (
   comparisons,
   figures,
@@ -64,6 +66,6 @@ SWEEP = (
 )
 
 
-def draw_choices(*buyers: str):
+def draw_choices(*buyers: str) -> Callable[[Found], list[str]]:
   """A section that draws what the labels of some rows were spent on."""
   return functools.partial(labels.draw_choices, buyers=buyers)

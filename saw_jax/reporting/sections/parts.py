@@ -112,7 +112,13 @@ def draw(
     plots.metric_panels(shown, metrics, window=found.table.window, **looks)
 
 
-def draw_main(found: Found, file: str, label: str, metric: str, panels=None):
+def draw_main(
+  found: Found,
+  file: str,
+  label: str,
+  metric: str,
+  panels: Mapping[str, Iterable[str]] | None = None,
+) -> None:
   """Draws a metric of the main table's runs, in the table's panels."""
   chosen = {
     heading: {row: found.main[row] for row in rows if row in found.main}
