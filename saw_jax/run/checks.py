@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from saw_jax.tasks import base
 from saw_jax.training import estimation, parallel
 
 LOG = logging.getLogger(__name__)
+_GREATEST = float(np.finfo(np.float32).max)  # of what a reward may be
 
 Conflicts = dict[str, bool]
 
@@ -183,7 +183,7 @@ def _conflicts(made: Experiment) -> Conflicts:
     **{
       f"the range of component {one.name!r} of {task} is from {one.minimum} to "
       f"{one.maximum}: it needs two finite numbers, the smaller one first": (
-        not -math.inf < one.minimum < one.maximum < math.inf
+        not -_GREATEST <= one.minimum < one.maximum <= _GREATEST
       )
       for one in made.task.components
     },

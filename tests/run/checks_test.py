@@ -195,7 +195,8 @@ def test_seeds_and_lifts_are_looked_at(seeds, lift, word):
 
 
 @pytest.mark.parametrize(
-  "components", ["", "a a", "a:1:0", "a:0:inf", "a:0:0", "total", "length"]
+  "components",
+  ["", "a a", "a:1:0", "a:0:inf", "a:0:1e39", "a:0:0", "total", "length"],
 )
 def test_components_are_looked_at(components):
   made = helpers.experiment()
