@@ -1,5 +1,6 @@
 """The page of what was compiled for which slice."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from saw_jax.ahead import report, topology
@@ -33,12 +34,11 @@ def _cells(one: dict) -> list[str]:
   said = f"no: {', '.join(lost)}" if lost else f"yes {words}".strip()
   if "generate" not in kept:  # It is not known, and nothing is recommended.
     said, fits = f"update: {said}; sampling not compiled", False
-  step = sum(report.seconds(x, where) for x in kept.values())
   return [
     f"{most['needs'] / 2**30:.2f} of {report.has(where) / 2**30:.2f}",
     f"{ratio:.2f}",
     f"{sent / 1e9:,.0f}" if fits else "",
-    f"{step:,.1f}" if fits else "",
+    f"{_step(one):,.1f}" if fits else "",
     _sampling(kept["generate"], where) if fits else "",
     ", ".join(dict.fromkeys(x["commit"] for x in kept.values())),
     f"{said}",
@@ -85,15 +85,39 @@ def lines(
           fitting.append((one, said))
     found += tables.grid(_HEAD, cells, words=len(_HEAD))
     if fitting:
-      best = min(fitting, key=lambda pair: _compute(pair[0]["slice"]))
-      config = best[1].removeprefix("yes").replace("`", "").split()
-      words = "".join(f" --config.{word}" for word in config)
-      given = best[0]["command"].split()
-      row = " ".join(word for word in given if word.startswith("--config"))
-      found += [
-        "",
-        f"Recommended: {best[0]['slice']}, of these that fit the one whose "
-        "chips compute the least:",
-      ]
-      found += ["", f"    saw train {row}{words} --workdir=runs/{name}"]
+      found += _recommended(fitting)
   return found
+
+
+def _recommended(fitting: Sequence[tuple[dict, str]]) -> list[str]:
+  """The smallest slice of those that fit, and the one that costs the least."""
+  least = min(fitting, key=lambda pair: _compute(pair[0]["slice"]))
+  # Of figures that an older version made, a time may be unknown.
+  cost = {
+    one["slice"]: _compute(one["slice"]) * _step(one) for one, _ in fitting
+  }
+  known = [x for x in fitting if math.isfinite(cost[x[0]["slice"]])] or [least]
+  cheapest = min(known, key=lambda pair: cost[pair[0]["slice"]])
+  share = cost[cheapest[0]["slice"]] / cost[least[0]["slice"]]
+  line = f"Recommended: {least[0]['slice']}, of these that fit the one whose "
+  line += "chips compute the least:"
+  found = ["", line, "", _command(*least)]
+  if cheapest is not least:
+    line = f"A step on {cheapest[0]['slice']} takes {share:.2f} of its chips "
+    line += "times seconds, counted by what they can compute:"
+    found += ["", line, "", _command(*cheapest)]
+  return found
+
+
+def _step(one: dict) -> float:
+  """Seconds that no step of a row that fits can be faster than."""
+  where = topology.read(one["slice"])
+  return sum(report.seconds(x, where) for x in one["figures"] if "program" in x)
+
+
+def _command(one: dict, said: str) -> str:
+  config = said.removeprefix("yes").replace("`", "").split()
+  words = "".join(f" --config.{word}" for word in config)
+  given = one["command"].split()
+  row = " ".join(word for word in given if word.startswith("--config"))
+  return f"    saw train {row}{words} --workdir=runs/{one['table']}"

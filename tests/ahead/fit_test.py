@@ -361,7 +361,7 @@ def test_the_page_recommends_what_fits_with_what_was_changed():
 
   def one(where, *figures):
     words = f"saw fit --config=a/b:row=x,scale=paper --topology={where}"
-    more = {"command": words, "slice": where, "refused": ""}
+    more = {"table": "a/b", "command": words, "slice": where, "refused": ""}
     return {("a/b", "x", where): more | {"figures": figures}}
 
   known = one("v5e-8", generate, big) | one("v5e-16", generate, update)
@@ -374,11 +374,18 @@ def test_the_page_recommends_what_fits_with_what_was_changed():
   assert "| yes `loop.num_microbatches=4` |" in yes
   assert yes.endswith("| 1,200 | 6.0 | 0.5 + 1.5 | abc |")
   assert "sampling not compiled" in part
-  assert any("Recommended: v5e-16" in line for line in said)
-  assert said[-1].strip() == (
-    "saw train --config=a/b:row=x,scale=paper "
+  command = (
+    "    saw train --config=a/b:row=x,scale=paper "
     "--config.loop.num_microbatches=4 --workdir=runs/a/b"
   )
+  assert said[-3].startswith("Recommended: v5e-16") and said[-1] == command
+  # Four times the chips, in a step of an eighth of the time.
+  fast = {"runs": 1, "flops": 1e12, "memory": 819e9 * 0.75, "moved": []}
+  none = {"parts": {x: {"flops": 0, "memory": 0, "sent": 0} for x in parts}}
+  known |= one("v5e-64", generate | none, update | fast)
+  said = scale_page.lines({"a/b": [["x", "y"]]}, known, places)
+  assert "A step on v5e-64 takes 0.50 of its chips" in said[-3]
+  assert command in said and said[-1] == command
 
 
 def fit(name: str, *words: str):
