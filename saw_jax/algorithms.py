@@ -286,8 +286,15 @@ def resolve(
   fn, label = choice, what
   if not callable(choice):
     fn, label = naming.lookup(table, choice, what), f"{what} {choice!r}"
-  known = list(naming.options(fn))
-  naming.check_options(known, options, label)
+  known = naming.options(fn)
+  naming.check_options(list(known), options, label)
+  for name, value in options.items():
+    is_number = type(known[name]) in (int, float)
+    is_nan = isinstance(value, float) and value != value
+    if is_number and (is_nan or isinstance(value, str)):
+      raise ValueError(
+        f"{label}: {name} is {value!r}; it must be a number, as {known[name]}"
+      )
   bound = {k: x for k, x in defaults.items() if k in known}
   bound |= {k: _value(k, x) for k, x in options.items()}
   return functools.partial(fn, **bound) if bound else fn

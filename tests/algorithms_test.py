@@ -106,6 +106,10 @@ def call(fn, **options):
         ("rho", dict(world_model=World("hinge", loss_options={"roh": 0.2}))),
       )
     ),
+    *(
+      (ValueError, "clip_low is (nan|'high').*number", dict(loss_options=options))
+      for options in ({"clip_low": "high"}, {"clip_low": float("nan")})
+    ),
     # What does not go together.
     (ValueError, "asympo_loss", dict(loss="asympo", ratio_to="behave")),
     (ValueError, "k1 in the loss", dict(kl=KLConfig("loss", "k1", 0.1))),

@@ -120,9 +120,12 @@ def differences(
 
   Keys that change no figure are left out: trackers, where the servers of an
   engine are and how they are asked, and keys of older or newer versions with
-  the value that every run has.
+  the value that every run has. An empty section is none.
   """
-  old, new = flatten(before), flatten(json.loads(metrics.to_json(now)))
+  old, new = (
+    {key: value for key, value in flatten(config).items() if value != {}}
+    for config in (before, json.loads(metrics.to_json(now)))
+  )
   return {
     key: (old.get(key), new.get(key))
     for key in sorted(old.keys() | new.keys())
@@ -263,10 +266,13 @@ def read_run(directory: str | os.PathLike) -> dict[str, Any]:
     document = json.loads(path.read_text())
   except (FileNotFoundError, NotADirectoryError):
     raise RunError(f"{directory} is no run directory: no run.json") from None
-  except ValueError as error:  # neither text nor JSON
+  except (ValueError, RecursionError) as error:  # neither text nor JSON
     raise RunError(f"{path} is damaged: {error}") from None
   config = document.get("config") if isinstance(document, dict) else None
-  if not isinstance(config, dict):
+  sections = [config]
+  if isinstance(config, dict):
+    sections += [config.get(x) or {} for x in ("task", "algorithm", "loop")]
+  if not all(isinstance(x, dict) for x in sections):
     raise RunError(f"{path} is damaged: it holds no config")
   # Rows kept in the directory are found wherever it was moved to: their names
   # are hashes of their content (tasks/rows).
@@ -287,7 +293,9 @@ def read_config(
   replaced by defaults: reading a run calls none of them.
   """
   values = dict(read_run(directory)["config"])
-  seeds = values.pop("seeds")
+  seeds = values.pop("seeds", None)
+  if not isinstance(seeds, list):
+    raise RunError(f"{directory}/run.json is damaged: it holds no seeds")
   section = values.get("algorithm", {})
   lost = {
     name

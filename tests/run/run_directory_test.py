@@ -60,7 +60,7 @@ def test_a_key_that_differs_is_named_with_both_values(tmp_path):
     ("loop.num_steps", 5, "loop.num_steps = 4, not 5"),
     ("seeds", [0, 2], r"seeds = \[0, 1\], not \[0, 2\]"),
     ("optimizer.b2", 0.9, "optimizer.b2 = None, not 0.9"),
-    ("task.options.seed", 1, "task.options"),
+    ("task.options.seed", 1, "task.options.seed = None, not 1"),
     ("checkpoint", None, "checkpoint = '', not None"),
   ):
     with pytest.raises(run_directory.RunError, match=message):
@@ -131,10 +131,11 @@ def test_functions_that_have_changed_are_told(tmp_path, monkeypatch, caplog):
 def test_what_is_no_run_says_so(tmp_path):
   with pytest.raises(run_directory.RunError, match=r"no run\.json"):
     run_directory.read_run(tmp_path)
-  for text in ("{", "[]", "{}", '{"config": 3}'):
+  damaged = ["{", "[]", "{}", '{"config": 3}', '{"config": {"task": "x"}}']
+  for text in (*damaged, "[" * 100_000, '{"config": {"loop": {}}}'):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(run_directory.RunError, match=r"run\.json is damaged"):
-      run_directory.read_run(tmp_path)
+      run_directory.read_config(tmp_path)
 
 
 def git(folder, *words):

@@ -11,6 +11,7 @@ import functools
 import json
 import re
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from saw_jax.tasks.workers.pool import Pool
@@ -28,6 +29,9 @@ class Program:
 
   def __init__(self, source: str):
     self._source = source
+
+  def each(self, items: Iterable) -> Iterable[tuple[Any, str]]:
+    return map(self, items)
 
   def __call__(self, values: dict[str, Any] | None) -> tuple[Any, str]:
     try:

@@ -141,7 +141,10 @@ class RowsTask:
       names = [x for _, x, _, _ in string.Formatter().parse(config.prompt) if x]
       for name in names:
         _column(row, name)
-      asked: Any = config.prompt.format_map(row)
+      try:
+        asked: Any = config.prompt.format_map(row)
+      except (LookupError, AttributeError) as error:
+        raise ValueError(f"prompt {config.prompt!r}: no {error}") from error
     else:
       asked = _column(row, config.prompt)
     messages = _messages(asked)

@@ -88,7 +88,7 @@ def _find_violation(components, score: base.Score) -> str:
       continue
     if not isinstance(value, numbers.Real):
       wrong = "not a number"
-    elif not abs(float(value)) <= _FLOAT32_MAX:
+    elif not abs(value) <= _FLOAT32_MAX:
       wrong = "not finite in float32"
     elif not component.minimum <= float(value) <= component.maximum:
       wrong = f"outside [{component.minimum}, {component.maximum}]"

@@ -85,6 +85,7 @@ class TestRows:
       (ROWS, {"test": 1.5}, "share"),
       (ROWS[:1] * 2, {}, "2 rows with 1 prompts none is left"),
       ([{"a": None}], {"prompt": "{a:.2f}"}, "row 0: unsupported"),
+      ([{"a": "b"}], {"prompt": "{a:{w}}"}, "row 0: prompt .*'w'"),
       (ROWS, {"answer_key": str}, "answer"),
       (ROWS, {"rewards": []}, "no reward"),
       (ROWS, {"rewards": [lambda completion, row: 1]}, "name"),
