@@ -107,7 +107,11 @@ def call(fn, **options):
       )
     ),
     *(
-      (ValueError, "clip_low is (nan|'high').*number", dict(loss_options=options))
+      (
+        ValueError,
+        "clip_low is (nan|'high').*number",
+        dict(loss_options=options),
+      )
       for options in ({"clip_low": "high"}, {"clip_low": float("nan")})
     ),
     # What does not go together.
