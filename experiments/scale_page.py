@@ -90,22 +90,21 @@ def lines(
 
 
 def _recommended(fitting: Sequence[tuple[dict, str]]) -> list[str]:
-  """The smallest slice of those that fit, and the one that costs the least."""
-  least = min(fitting, key=lambda pair: _compute(pair[0]["slice"]))
+  """The smallest slice that costs no more than others, and that fits at all."""
+  sizes = {one["slice"]: _compute(one["slice"]) for one, _ in fitting}
+  by_size = sorted(fitting, key=lambda pair: sizes[pair[0]["slice"]])
+  times = [sizes[one["slice"]] * _step(one) for one, _ in by_size]
   # Of figures that an older version made, a time may be unknown.
-  cost = {
-    one["slice"]: _compute(one["slice"]) * _step(one) for one, _ in fitting
-  }
-  known = [x for x in fitting if math.isfinite(cost[x[0]["slice"]])] or [least]
-  cheapest = min(known, key=lambda pair: cost[pair[0]["slice"]])
-  share = cost[cheapest[0]["slice"]] / cost[least[0]["slice"]]
-  line = f"Recommended: {least[0]['slice']}, of these that fit the one whose "
-  line += "chips compute the least:"
-  found = ["", line, "", _command(*least)]
-  if cheapest is not least:
-    line = f"A step on {cheapest[0]['slice']} takes {share:.2f} of its chips "
-    line += "times seconds, counted by what they can compute:"
-    found += ["", line, "", _command(*cheapest)]
+  least = min(filter(math.isfinite, times), default=math.inf)
+  near = (n for n, time in enumerate(times) if time <= 1.1 * least)
+  best = next(near, 0)
+  line = f"Recommended: {by_size[best][0]['slice']}, the smallest whose chip "
+  line += "time is within a tenth of the least:"
+  found = ["", line, "", _command(*by_size[best])]
+  if best:
+    line = f"The smallest that fits is {by_size[0][0]['slice']}, with "
+    line += f"{times[0] / times[best]:.1f} times the chip time:"
+    found += ["", line, "", _command(*by_size[0])]
   return found
 
 
