@@ -1,6 +1,5 @@
 """The page of what was compiled for which slice."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from saw_jax.ahead import report, topology
@@ -16,7 +15,7 @@ def _cells(one: dict) -> list[str]:
   where = topology.read(one["slice"])
   if one["refused"]:
     return [""] * 6 + [f"no: {one['refused']}"]
-  kept = {x["program"]: x for x in one["figures"] if "program" in x}
+  kept = _kept(one)
   if "update" not in kept:
     return [""] * 6 + ["not compiled to the end"]
   fits, _ = report.verdict(one["figures"], where)
@@ -94,10 +93,7 @@ def _recommended(fitting: Sequence[tuple[dict, str]]) -> list[str]:
   sizes = {one["slice"]: _compute(one["slice"]) for one, _ in fitting}
   by_size = sorted(fitting, key=lambda pair: sizes[pair[0]["slice"]])
   times = [sizes[one["slice"]] * _step(one) for one, _ in by_size]
-  # Of figures that an older version made, a time may be unknown.
-  least = min(filter(math.isfinite, times), default=math.inf)
-  near = (n for n, time in enumerate(times) if time <= 1.1 * least)
-  best = next(near, 0)
+  best = next(n for n, time in enumerate(times) if time <= 1.1 * min(times))
   line = f"Recommended: {by_size[best][0]['slice']}, the smallest whose chip "
   line += "time is within a tenth of the least:"
   found = ["", line, "", _command(*by_size[best])]
@@ -108,10 +104,15 @@ def _recommended(fitting: Sequence[tuple[dict, str]]) -> list[str]:
   return found
 
 
+def _kept(one: dict) -> dict[str, dict]:
+  """Each program as it was compiled last: with what had to be changed."""
+  return {x["program"]: x for x in one["figures"] if "program" in x}
+
+
 def _step(one: dict) -> float:
   """Seconds that no step of a row that fits can be faster than."""
   where = topology.read(one["slice"])
-  return sum(report.seconds(x, where) for x in one["figures"] if "program" in x)
+  return sum(report.seconds(x, where) for x in _kept(one).values())
 
 
 def _command(one: dict, said: str) -> str:
