@@ -17,7 +17,9 @@ Rows: gdpo, gdpo_saw, grpo, grpo_saw, and the controls of gdpo_saw
   gdpo_static    weights that somebody sets who knows which is hard: .5 each,
                  and 2.5 for the values
   gdpo_coin, gdpo_saw_coin  a fifth reward, a coin that nobody can learn
-By `--rows` alone, rivals of 2026: sa_mrpo, dvao, gd2po, gd2po_hard, mo_grpo.
+By `--rows` alone, rivals of 2026: sa_mrpo, dvao, gd2po, gd2po_hard, mo_grpo,
+and gdpo_schedule, whose weights go by step from equal ones to those of
+gdpo_static, which they reach in the middle of the run.
 
 No paper has this table: it is the argument of arXiv 2606.07705, where it has to
 hold. Ours: results/saw/objectives/.
@@ -34,9 +36,10 @@ from saw_jax.run import methods
 from . import tool_calling
 
 _COIN = "_coin"
+_EQUAL = (1.0, 1.0, 1.0, 1.0)
 _STATIC = (0.5, 0.5, 0.5, 2.5)
 _CONTROLS = ("gdpo_inverse", "gdpo_static", "gdpo_coin", "gdpo_saw_coin")
-_RIVALS = ("sa_mrpo", "dvao", "gd2po", "gd2po_hard", "mo_grpo")
+_RIVALS = ("gdpo_schedule", "sa_mrpo", "dvao", "gd2po", "gd2po_hard", "mo_grpo")
 ROWS = ("gdpo_saw", "gdpo", "grpo_saw", "grpo", *_CONTROLS, *_RIVALS)
 SCALES = ("tiny",)
 OBJECTIVES = ("format", "names", "parameters", "values")
@@ -60,6 +63,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     methods.set_method(config, joined)
   if row == "gdpo_static":
     config.algorithm.weights_options.values = _STATIC
+  if row == "gdpo_schedule":
+    config.algorithm.weights_options.update(
+      steps=(0.0, config.loop.num_steps / 2), values=(_EQUAL, _STATIC)
+    )
   return config
 
 
@@ -95,6 +102,7 @@ TABLE = dataclasses.replace(
     ("gdpo_saw_coin", "gdpo_saw"),
     ("gdpo_saw_coin", "gdpo_coin"),
     ("grpo_saw", "grpo"),
+    *(("gdpo_saw", rival) for rival in _RIVALS),
   ),
   compared={f"reward/{name}": f"reward/{name}" for name in OBJECTIVES},
   benchmarks={},
