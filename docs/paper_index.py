@@ -3,7 +3,7 @@
   python docs/paper_index.py
 
 All of it is read from configs, from the tables of `saw_jax.algorithms` and from
-results/*/*/tiny/table.csv; tests/docs_test.py says when the page is old.
+results/*/*/tiny*/table.csv; tests/docs_test.py says when the page is old.
 """
 
 import csv
@@ -22,8 +22,9 @@ _SCALE = "tiny"
 _HEAD = """# From papers to code
 
 Every method and baseline: the functions that it is made of, the rows that run
-it, and what came out here at scale `tiny`. This page is written by
-`python docs/paper_index.py` from the configs and from `results/`, and a test
+it, and what came out here at scale `tiny`, from several supervised starts where
+there are such runs; in brackets how many starts × seeds. This page is written
+by `python docs/paper_index.py` from the configs and from `results/`, and a test
 says when it is old. Names are those below `saw_jax`; options are in the config.
 """
 
@@ -41,11 +42,17 @@ def page() -> str:
 
 def _table(name: str) -> str:
   table = catalogue.load(name)
-  kept = _results(ROOT / "results" / name / _SCALE / "table.csv")
+  files = sorted((ROOT / "results" / name).glob(f"{_SCALE}*/table.csv"))
+  kept: dict[tuple[str, str], str] = {}
+  for file in files:  # what has several starts comes later, and stays
+    kept |= _results(file)
   metrics = list(dict.fromkeys(metric for _, metric in kept))
   # Of a sweep all of it, of another table the first column.
   shown = metrics if table.swept else metrics[:1]
-  where = f"[`{_SCALE}`](../results/{name}/{_SCALE}/table.md)"
+  where = ", ".join(
+    f"[`{file.parent.name}`](../{file.parent.relative_to(ROOT)}/table.md)"
+    for file in files
+  )
   lines = f"""\
 ## {table.title}
 
@@ -53,7 +60,7 @@ Config: [`configs/{name}.py`](../configs/{name}.py). All rows:
 
     saw table --table={name} --scale={_SCALE} --seeds=5
 
-Results: {where if kept else "not run"}.
+Results: {where or "not run"}.
 
 | row | advantage | weights | loss | besides | `--rows=` | \
 {", ".join(shown) or "here"} |
@@ -148,14 +155,16 @@ def _name(fn: Callable) -> str:
 def _results(path: pathlib.Path) -> dict[tuple[str, str], str]:
   """Mean and half-width of each row and metric that was measured here."""
   found = {}
-  if path.exists():
-    for line in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
-      text = f"{float(line['mean'] or 'nan'):.3f}"
-      if line["low"]:
-        half = (float(line["high"]) - float(line["low"])) / 2
-        text += f" ± {half:.3f}"
-      if line["origin"] == "here":
-        found[line["row"], line["metric"]] = text
+  for line in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+    if line["origin"] != "here":
+      continue
+    text = f"{float(line['mean'] or 'nan'):.3f}"
+    if line["low"]:
+      half = (float(line["high"]) - float(line["low"])) / 2
+      text += f" ± {half:.3f}"
+    starts = int(line.get("starts") or 1)
+    each = int(line["n"]) // starts
+    found[line["row"], line["metric"]] = f"{text} ({starts} × {each})"
   return found
 
 

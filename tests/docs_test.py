@@ -120,7 +120,7 @@ class TestPaperIndex:
     part = paper_index.page().partition("## SAW on tool calling")[2]
     (line, *_) = (x for x in part.splitlines() if x.startswith("| gdpo_saw |"))
     assert "`advantages.gdpo` | `weighting.saw_weights` |" in line
-    assert re.search(r"\| 0\.\d{3} ± 0\.\d{3} \|$", line)
+    assert re.search(r"\| 0\.\d{3} ± 0\.\d{3} \(3 × 8\) \|$", line)
     monkeypatch.setattr(paper_index, "ROOT", tmp_path)
     page = paper_index.page()
     assert page.count("Results: not run.") == page.count("\n## ")
