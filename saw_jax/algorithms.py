@@ -7,6 +7,7 @@ function does not take. What a name stands for can also be passed as a function.
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -178,6 +179,13 @@ OPTIONS = {
   "measured_by": ("ratio", RATIOS),
   "outside": ("treatment of weights", BOUNDS),
 }
+# Where numbers lie, whatever has an option of the name.
+_RANGES = {
+  **dict.fromkeys(("clip_low", "clip_high", "floor", "cap"), "[0, inf]"),
+  **dict.fromkeys(("r_min", "r_max", "negative_weight", "eps"), "[0, inf]"),
+  **dict.fromkeys(("rho", "lambda_", "p_low", "p_high"), "[0, 1]"),
+  "dual_clip": "(1, inf]",
+}
 
 
 # A name of a table, the place of a function (`my_losses.py:mine`), or one.
@@ -295,6 +303,10 @@ def resolve(
       raise ValueError(
         f"{label}: {name} is {value!r}; it must be a number, as {known[name]}"
       )
+    if name in _RANGES and isinstance(value, int | float):
+      said = f"{label}: {name}"
+      given = types.SimpleNamespace(**{said: value})
+      naming.check_range(given, _RANGES[name], said)
   bound = {k: x for k, x in defaults.items() if k in known}
   bound |= {k: _value(k, x) for k, x in options.items()}
   return functools.partial(fn, **bound) if bound else fn

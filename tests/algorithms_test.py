@@ -114,6 +114,10 @@ def call(fn, **options):
       )
       for options in ({"clip_low": "high"}, {"clip_low": float("nan")})
     ),
+    (ValueError, "clip_low is -5", dict(loss_options={"clip_low": -5})),
+    (ValueError, "dual_clip is 1", dict(loss_options={"dual_clip": 1})),
+    (ValueError, "eps is -0.1", dict(advantage_options={"eps": -0.1})),
+    (ValueError, "rho", dict(world_model=World("hinge", {"rho": 1.5}))),
     # What does not go together.
     (ValueError, "asympo_loss", dict(loss="asympo", ratio_to="behave")),
     (ValueError, "k1 in the loss", dict(kl=KLConfig("loss", "k1", 0.1))),
