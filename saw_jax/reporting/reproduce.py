@@ -12,7 +12,6 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -64,7 +63,7 @@ def main() -> int:
   if given.all:
     same = [f"--{n}={given[n].value}" for n in _OF_ALL if given[n].value]
     same.append(f"--figures={','.join(given.figures)}")
-    return run_all(jobs, [sys.executable, "-m", "saw_jax", "table", *same])
+    return run_all(jobs, children.saw("table", *same))
   try:
     return _make_table()
   except KeyboardInterrupt:  # before or after the rows
@@ -234,7 +233,7 @@ def _start(
   log.parent.mkdir(parents=True, exist_ok=True)
   with log.open("a") as file:
     return runner.start(
-      [sys.executable, "-m", "saw_jax", "train", *words],
+      children.saw("train", *words),
       **{"env": environment, "stdout": file, "stderr": file},
       stdin=subprocess.DEVNULL,
     )
