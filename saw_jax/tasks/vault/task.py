@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from saw_jax.tasks import base, environments, panels
 from saw_jax.tasks.draws import Draws
-from saw_jax.tasks.environments import History, Situation
+from saw_jax.tasks.environments import History, Situation, Transition
 
 _WORDS = base.asset(__file__, "words.json")
 _PARTS = ("get", "in", "take", "open", "have", "key", "of", "hand", "floor")
@@ -31,6 +31,7 @@ class VaultConfig:
   num_test: int = 256
   seed: int = 0  # of the rules
   rooms: int = 8  # each with a rule
+  rule_per_episode: bool = False  # not per room: no rule comes back
   chests: int = 5
   depth: int = 3  # chests to open: the last has what is looked for
   max_steps: int = 20
@@ -60,7 +61,8 @@ class Vault(environments.Environment):
     config, draws = self._config, Draws("vault", self._split, seed)
     self.room = draws.choice(_WORDS["rooms"][: config.rooms])
     chests = _WORDS["chests"][: config.chests]
-    rule = Draws("vault rule", config.seed, self.room)
+    own = (self._split, seed) if config.rule_per_episode else ()
+    rule = Draws("vault rule", config.seed, self.room, *own)
     keys = rule.sample(_WORDS["keys"][: config.chests], config.chests)
     self.key_of = dict(zip(chests, keys, strict=True))
     chain = draws.sample(chests, config.depth)
@@ -122,6 +124,19 @@ class VaultTask(environments.FormTask):
   panel = panels.walked
   _role = "looks for a thing in a room of locked chests"
   _subject = "which key is of which chest"
+
+  def demonstrations(
+    self,
+    count: int,
+    *,
+    seed: int,
+    wrong_rate: float = 0.0,
+    rule_per_episode: bool = False,
+  ) -> list[Transition]:
+    """Steps of an expert who errs; of rules that come back, or of none."""
+    rule = self.config.rule_per_episode or rule_per_episode
+    there = type(self)(dataclasses.replace(self.config, rule_per_episode=rule))
+    return there._play("train", count, seed, wrong_rate)
 
   def _make(self, split: str) -> Vault:
     return Vault(split, self.config)

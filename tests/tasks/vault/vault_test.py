@@ -1,5 +1,7 @@
 """Rooms of chests by hand."""
 
+import dataclasses
+
 from saw_jax.tasks.draws import Draws
 from saw_jax.tasks.vault import task as vault
 
@@ -64,3 +66,15 @@ def wins(wrong_rate):
 def test_who_knows_the_rule_wins_and_who_tries_at_random_does_not():
   assert wins(0.0) == 1.0
   assert wins(1.0) < 0.06
+
+
+def test_a_rule_of_an_episode_comes_back_in_no_other():
+  config = dataclasses.replace(TASK.config, rule_per_episode=True)
+  env, rules = vault.VaultTask(config).make("train"), set()
+  for seed in range(64):
+    env.reset(seed)
+    rules.add((env.room, *env.key_of.values()))
+  assert len(rules) > 60
+  told = TASK.demonstrations(40, seed=0, rule_per_episode=True)
+  assert told == vault.VaultTask(config).demonstrations(40, seed=0)
+  assert told != TASK.demonstrations(40, seed=0)
