@@ -59,7 +59,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.episodes.max_observation_tokens = 16
   config.warm_start.num_demonstrations = 16384
   config.warm_start.options.update(wrong_rate=0.7, rule_per_episode=True)
-  config.warm_start.observation_coefficient = 0.1
+  config.warm_start.observation_coefficient = 0.05
   config.loop.num_steps = 60
 
 
