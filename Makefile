@@ -42,7 +42,7 @@ INSTALL = install() { python=$$1; shift; echo "installing $$*"; \
     done; if test -t 1; then printf '\r\033[K'; fi; }; }; install
 
 help:  ## say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' \
 	  $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed-demo  ## train two small policies and draw the comparison, in minutes

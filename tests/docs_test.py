@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import shlex
+import subprocess
 import unittest.mock
 
 import pytest
@@ -219,6 +220,13 @@ def test_commands_are_there_with_their_flags_and_configs(path):
         config = configs.load(value)
       elif section == "config":
         configs.override(config or configs.get_config(), key, value)
+
+
+def test_make_help_has_every_target():
+  text = (ROOT / "Makefile").read_text(encoding="utf-8")
+  said = subprocess.check_output(["make", "-C", ROOT, "help"], text=True)
+  for name in re.findall(r"^([a-z-]+):.*## ", text, re.M):
+    assert f"  make {name} " in said
 
 
 def test_every_page_is_in_the_contents():

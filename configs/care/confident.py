@@ -12,11 +12,12 @@ Arithmetic in three families, whose supervised start is of three minds:
 A label of a sum buys nothing, one of a product next to nothing, and uncertainty
 finds the products first. What finds the subtractions?
 
-Rows are those of configs/care/knights.py, and `margin`, which buys where the
-vote is least ahead of the next answer. `oracle` buys by the true gap, and where
-that is equal, by entropy. By `--rows` alone `trapo`, a rival of 2026: as many
-labels as the others buy in all, of a fixed part of 400 prompts that come back,
-and the votes of those that are learned as the labelled ones are.
+Rows: truth, vote, random, entropy, care, oracle, random_gate, entropy_gate and
+care_no_gate of configs/care/knights.py, and `margin`, which buys where the vote
+is least ahead of the next answer. `oracle` breaks ties of the gap by entropy.
+By `--rows` alone `trapo`, a rival of 2026: as many labels as the others buy in
+all, of a fixed part of 400 prompts that come back, and the votes of those that
+are learned as the labelled ones are.
 
 No paper has this table: it is the argument of arXiv 2605.25864, where it has
 to hold. Ours: results/care/confident/.

@@ -4,7 +4,7 @@
     --config=paw/shop:row=grpo_paw,scale=tiny
 
 Rows are those of configs/paw/household.py. The table has those of the paper,
-and random steps as a control; the other controls run by name,
+and paw_random as a control; the other controls run by name, as
 `--rows=paw_shuffled`.
 
 Scales:

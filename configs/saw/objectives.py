@@ -5,12 +5,12 @@
 
 Tool calling whose reward is told apart (tasks/tool_calling/objectives.py):
   format      right in half of the start's answers, soon in nearly all; its
-              reward is the other one in five answers of a hundred, always
+              reward is wrong in five answers of a hundred, to the end
   names       right in three of four of the start's calls
   parameters  the same
   values      right in half, and learned until the end; it counts three
-A weight for what still varies should go to the values; the format goes on
-varying and teaches nothing.
+A weight for what still varies should go to the values, and not to the format,
+which goes on varying and teaches nothing.
 
 Rows: gdpo, gdpo_saw, grpo, grpo_saw, and the controls of gdpo_saw
   gdpo_inverse   inverse coefficients: most for what varies least

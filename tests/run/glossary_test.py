@@ -1,5 +1,6 @@
 """Each figure that a run logs has a line that says what it is."""
 
+from saw_jax.rollout import engine_servers
 from saw_jax.run import glossary
 from tests import golden_runs, helpers
 
@@ -12,6 +13,7 @@ def logged():
       kind, _, _, name = key.split(" ", 3)
       name = name.partition("/")[2] if kind == "final" else name
       names.add(name if kind == "metrics" else f"eval/{name}")
+  names |= {f"engine/{name}" for name in engine_servers._FIGURES.split()}
   return names | {"seconds/update", "compilations", "tokens_per_second"}
 
 
