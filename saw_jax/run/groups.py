@@ -169,6 +169,24 @@ def pack(
   return arrays, prompt_size
 
 
+def unpack(
+  arrays: dict[str, np.ndarray], prompt_size: int, sizes: Sequence[int]
+) -> list[Group]:
+  """Takes groups out of what `pack` gave, with the prompt sizes they had.
+
+  Wider prompts would be the same responses, but an update rounds its sums by
+  how they are padded.
+  """
+  groups = []
+  for k, size in enumerate(sizes):
+    more = prompt_size - size
+    x = {name: np.array(own[k]) for name, own in arrays.items()}
+    x["starts"], x["ends"] = x["starts"] - more, x["ends"] - more
+    x["tokens"], x["roles"] = x["tokens"][:, more:], x["roles"][:, more:]
+    groups.append(Group(x, size))
+  return groups
+
+
 def join(groups: Sequence[Sequence[Group]], **layout: int) -> Rollout:
   """Puts `[N][P]` groups together that may come from different rollouts."""
   shape = (len(groups), len(groups[0]))
@@ -241,9 +259,12 @@ class Queue:
       )
     self._ledgers = [staleness.from_json(found) for found in host["ledgers"]]
     start, kept = len("groups."), [x for x in arrays if x.startswith("groups.")]
-    for k, (n, number) in enumerate(host["groups"].get("names", [])):
-      own = {name[start:]: np.array(arrays[name][k]) for name in kept}
-      self._shelf[n][number] = Group(own, host["groups"]["prompt_size"])
+    if names := host["groups"].get("names", []):
+      size = host["groups"]["prompt_size"]
+      sizes = host["groups"].get("prompt_sizes", [size] * len(names))  # older
+      found = unpack({name[start:]: arrays[name] for name in kept}, size, sizes)
+      for (n, number), group in zip(names, found, strict=True):
+        self._shelf[n][number] = group
     if "published.0" not in arrays:
       return params
     leaves, treedef = jax.tree.flatten(params)
@@ -313,7 +334,9 @@ class Queue:
     ]
     names, arrays = {"names": [where for where, _ in groups]}, {}
     if groups:
-      packed, names["prompt_size"] = pack([group for _, group in groups])
+      own, pad_id = [group for _, group in groups], self._settings.pad_id
+      packed, names["prompt_size"] = pack(own, pad_id=pad_id)
+      names["prompt_sizes"] = [group.prompt_size for group in own]
       arrays = {f"groups.{name}": array for name, array in packed.items()}
     if self._ledgers[0].version_step != self._ledgers[0].step:
       leaves = jax.tree.leaves(hosts.fetch(self._newest[1]))

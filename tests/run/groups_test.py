@@ -113,8 +113,12 @@ def test_packed_groups_are_the_same_groups():
   first, other = split(), split(3, prompt=6)
   flat = [first[0][1], other[1][2], first[1][0]]
   arrays, size = groups.pack(flat)
-  found = [
-    groups.Group({name: x[k] for name, x in arrays.items()}, size)
-    for k in range(3)
-  ]
+  sizes = [group.prompt_size for group in flat]
+  found = groups.unpack(arrays, size, sizes)
+  assert [group.prompt_size for group in found] == [4, 6, 4]
   assert_same(groups.join([flat]), groups.join([found]))
+  # Alone each is as wide as it was.
+  for a, b in zip(flat, found, strict=True):
+    a, b = groups.join([[a]]), groups.join([[b]])
+    assert_same(a, b)
+    np.testing.assert_array_equal(a.transcript.tokens, b.transcript.tokens)

@@ -119,6 +119,28 @@ class TestResume:
     assert_same_run(whole, tmp_path)
 
   @pytest.mark.slow
+  def test_prompts_of_other_sizes_are_padded_as_before(self, tmp_path):
+    class Long(helpers.Letters):
+      def examples(self, split):
+        return [
+          dataclasses.replace(
+            one,
+            messages=({"role": "user", "content": "a" * (1 + 7 * (i % 5))},),
+          )
+          for i, one in enumerate(super().examples(split))
+        ]
+
+    def sections(steps):
+      loop = {"num_steps": steps, "prompts_per_step": 1}
+      rollout = {"prompt_multiple": 1, "max_prompt_tokens": 64}
+      return {"task": Long(), "loop": loop, "rollout": rollout}
+
+    run(tmp_path / "whole", [0], sections(6), lag=3)
+    for steps in (3, 6):
+      run(tmp_path / "cut", [0], sections(steps), lag=3)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+  @pytest.mark.slow
   def test_brings_back_weights_that_were_published_before(self, tmp_path):
     run(tmp_path / "whole", [0], **QUOTA)
     task = {"task": helpers.Stops(90)}
