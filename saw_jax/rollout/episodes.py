@@ -44,11 +44,12 @@ def play(
   """Plays episodes of all seeds until they are over, or out of `num_steps`.
 
   `worlds.prompts(places)` says what the policy is asked, and
-  `worlds.act(places, actions)`, which gets tokens without `eos_ids`, which
-  episodes are over. An action's key is its episode's, of `keys [N, B]`, with
-  the step folded in. A call of the sampler, `(params, prompts, keys, kept=) ->
-  (rows, kept)` with what the call before has kept, has `rows_per_call` prompts
-  of each seed. Where all episodes are of one call, each stays in its row.
+  `worlds.act(places, actions)` which episodes are over. It gets tokens without
+  `eos_ids`, or None where an engine could not sample any. An action's key is
+  its episode's, of `keys [N, B]`, with the step folded in. A call of the
+  sampler, `(params, prompts, keys, kept=) -> (rows, kept)` with what the call
+  before has kept, has `rows_per_call` prompts of each seed. Where all episodes
+  are of one call, each stays in its row.
   """
   num_seeds, num_episodes = keys.shape
   most = -(-max_prompt_tokens // prompt_multiple) * prompt_multiple
@@ -83,7 +84,8 @@ def play(
           row = jax.tree.map(lambda x, n=n, c=c: x[n, c], sampled)
           rows[n, b, step] = row.replace(group_ids=np.int32(b))
           action = row.tokens[row.roles == POLICY].tolist()
-          actions[n, b] = [token for token in action if token not in eos_ids]
+          words = [token for token in action if token not in eos_ids]
+          actions[n, b] = words if action else None
     over = worlds.act(places, [actions[place] for place in places])
     for (n, b), is_over in zip(places, over, strict=True):
       if is_over:

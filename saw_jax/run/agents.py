@@ -122,7 +122,11 @@ class _Stage:
 
   def act(self, places, actions):
     tokenizer = self._encoder.tokenizer
-    texts = [tokenizer.opening + tokenizer.decode(ids) for ids in actions]
+    for (n, b), ids in zip(places, actions, strict=True):
+      if ids is None and not self.failed[n, b]:
+        lost = self._pool.give_up(n * self._size + b, "no action was sampled")
+        self._now[n, b], self.failed[n, b] = lost, True
+    texts = [tokenizer.opening + tokenizer.decode(ids or ()) for ids in actions]
     replies = [self._task.read_reply(text) for text in texts]
     found = self._pool.step(
       {

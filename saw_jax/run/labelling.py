@@ -117,18 +117,21 @@ class OwnRewards(Labels):
   def score(self, sampled, examples, observed, step):
     """Scores responses; if the truth is logged, it is the outcome."""
     read = self.read(sampled)
+    known = read.lengths > 0  # An engine could not sample the others.
     if self.config.strategy.needs_verdicts:
       values = self._verdicts(examples, read.completions, step)
+      known &= ~np.isnan(values)
     else:
       name = self.config.certainty
       tokens = jnp.asarray(getattr(observed, CERTAINTIES[name]))
       fn = jax.vmap(getattr(certainty, name))
       values = np.asarray(fn(tokens, sampled.completion_mask))
     # One number stands for all components, of which there is mostly one.
-    values = values.reshape(*read.lengths.shape, 1).astype(np.float32)
+    values = np.where(known, values.reshape(known.shape), 0.0)
+    values = values[..., None].astype(np.float32)
     rollout = read._replace(
       rewards=np.repeat(values, read.rewards.shape[-1], -1),
-      scored=np.ones_like(read.scored),
+      scored=read.scored | known[..., None],
     )
     _, _, answer_ids, truth = self._answers(read, examples)
     self._rows = [{} for _ in examples]
@@ -141,7 +144,10 @@ class OwnRewards(Labels):
     return rollout._replace(outcomes=outcomes)
 
   def _verdicts(self, examples, completions, step) -> np.ndarray:
-    """What the current policies say of each response: 0 or 1, `[N, P, G]`."""
+    """What the current policies say of each response: 0 or 1, `[N, P, G]`.
+
+    NaN: an engine could not sample it.
+    """
     size, texts = self._made.loop.group_size, iter(completions)
     asked = [
       [
@@ -165,9 +171,10 @@ class OwnRewards(Labels):
       encoder=rollouts.Encoder(self._judge.tokenizer, self._judge.config),
       multiple=self._judge.config.completion_multiple,
     )
-    verdicts, _, _ = rollouts.read(sampled, self._judge)
+    verdicts, lengths, _ = rollouts.read(sampled, self._judge)
     values = [self_verification.read_verdict(text) for text in verdicts]
-    return np.array(values, np.float32).reshape(len(examples), -1, size)
+    values = np.where(lengths > 0, np.array(values, np.float32), np.nan)
+    return values.reshape(len(examples), -1, size)
 
 
 class VoteLabels(Labels):

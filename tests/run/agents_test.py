@@ -42,8 +42,12 @@ class Scripted:
     for n, lengths in enumerate(prompts.lengths):
       own = [prompts.tokens[n, p, -k:].tolist() for p, k in enumerate(lengths)]
       texts = [TOKENIZER.decode(ids) for ids in own]
-      words = [TOKENIZER.encode(self.words(n, text)) for text in texts]
-      rows.append([[*ids, TOKENIZER.eos_ids[0]] for ids in words])
+      said = [self.words(n, text) for text in texts]
+      words = [
+        [] if one is None else [*TOKENIZER.encode(one), TOKENIZER.eos_ids[0]]
+        for one in said
+      ]
+      rows.append(words)
       asked.append(own)
       self.prompts += texts
     width = ROLLOUT.max_new_tokens
@@ -109,6 +113,17 @@ class TestPlay:
     )
     assert not found.steps[0, 1].any() and found.steps[0, 0].all()
     assert found.played.steps.reshape(found.steps.shape)[0, 1, :, :2].all()
+
+  def test_an_action_that_no_engine_brought_fails_its_episode(self):
+    nothing = lambda n, text: None if "2 at 1" in text else "count"  # noqa: E731
+    found, _ = play(nothing)
+    np.testing.assert_array_equal(
+      found.failed, [[[False] * 2, [True] * 2], [[False] * 2] * 2]
+    )
+    assert not found.steps[0, 1].any() and not found.observations.get((0, 2, 1))
+    assert found.played.steps[0].sum(-1).tolist() == [4, 4, 2, 2]
+    with pytest.raises(RewardError, match="no action was sampled"):
+      play(nothing, tolerance=0.1)
 
   def test_too_many_failures_end_the_run(self):
     with pytest.raises(RewardError, match="boom"):

@@ -304,6 +304,26 @@ class TestScore:
     assert multipliers is None
     assert logged(one)["audit/correct"] == 1 / 4
 
+  def test_a_response_that_no_engine_brought_is_unscored(self, make):
+    one = make(num_prompts=1, method="certainty", certainty="probability")
+    tokens = np.zeros((1, 4, 2), np.float32)
+    observed = objective.Observation(None, None, log_probs=tokens)
+    sampled = helpers.transcript_of([[[], [1], [1, 2], [2]]], 2)
+    examples = [Guesses().examples("train")[:1]]
+    found = one.score(sampled, examples, observed, 0)
+    assert found.scored.ravel().tolist() == [False, True, True, True]
+
+  def test_nor_is_one_without_a_verdict(self, make):
+    one = make(num_prompts=1, method="self_verification")
+    # Two verdicts came, and "Yes" is one of them.
+    ids = [[], [1], [], [2]]
+    one._generate = lambda *_: helpers.transcript_of([ids], 2)
+    found = one.score(
+      say(TEXTS[:4]), [Guesses().examples("train")[:1]], None, 0
+    )
+    assert found.scored.ravel().tolist() == [False, True, False, True]
+    assert np.isfinite(found.rewards).all()
+
   def test_so_is_the_policys_own_verdict(self, make):
     one = make(method="self_verification")
     verdicts = np.array(TEXTS).reshape(1, 2, 4) == "x"

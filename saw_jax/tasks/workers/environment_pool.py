@@ -49,6 +49,13 @@ class EnvironmentPool(pool.Pool):
     """Takes one step in some slots whose episodes are not over."""
     return self._run([Command(i, action=one) for i, one in actions.items()])
 
+  def give_up(self, slot: int, why: str) -> Situation:
+    """Ends an episode that cannot go on, and counts it among the failed."""
+    found = {}
+    failed = Situation(done=True, failure=why)
+    self._note(Command(slot, action=""), failed, found)
+    return found[slot]
+
   def check(self) -> None:
     """Raises if too many of the episodes that were started have failed."""
     self._check_failures(self._failures, self._num_episodes, "episodes failed")
