@@ -61,12 +61,23 @@ class EngineConfig:
 
   def __post_init__(self):
     for name in ("concurrency", "deadline_s", "patience_s", "attempts"):
-      if not 0 < getattr(self, name) < math.inf:
+      if not 0 < _number(self, name) < math.inf:
         raise ValueError(f"rollout.engine_options.{name} is above 0 and finite")
+    for name in ("bound", "most_beyond"):
+      if not _number(self, name) >= 0:
+        raise ValueError(f"rollout.engine_options.{name} is 0 or more")
     choices = {"beyond": ("warn", "stop"), "in_flight": ("finish", "abort")}
     for name, known in choices.items():
       what = f"rollout.engine_options.{name}"
       naming.check_choice(what, getattr(self, name), known)
+
+
+def _number(config: EngineConfig, name: str) -> float:
+  value = getattr(config, name)
+  if not isinstance(value, int | float):
+    what = f"rollout.engine_options.{name}"
+    raise ValueError(f"{what} is a number, not {value!r}")
+  return value
 
 
 class Engine:

@@ -258,6 +258,9 @@ class EvaluationConfig:
         raise ValueError(
           f"a benchmark is called {AVERAGE!r}, as their average is: rename it"
         )
+    if self.samples or any(self.benchmarks.values()):
+      naming.check_range(self, "(0, inf]", "evaluation.temperature")
+      naming.check_range(self, "(0, 1]", "evaluation.top_p")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 
 from saw_jax import algorithms
 from saw_jax.rollout import engine_dialects, server
-from saw_jax.rollout.engine import EngineError, Traits
+from saw_jax.rollout.engine import EngineConfig, EngineError, Traits
 from saw_jax.rollout.sampling import SamplingConfig
 from saw_jax.run import engines, loop, rollouts, run_directory
 from saw_jax.run import experiment as experiment_lib
@@ -320,6 +320,19 @@ class TestRuns:
 
 
 class TestWhatIsRefused:
+  @pytest.mark.parametrize(
+    ("option", "said"),
+    [
+      ({"concurrency": "many"}, "concurrency is a number, not 'many'"),
+      ({"bound": "x"}, "bound is a number, not 'x'"),
+      ({"bound": float("nan")}, "bound is 0 or more"),
+      ({"most_beyond": -0.1}, "most_beyond is 0 or more"),
+    ],
+  )
+  def test_an_option_out_of_range_is_too(self, option, said):
+    with pytest.raises(ValueError, match=said):
+      EngineConfig(**option)
+
   @pytest.mark.parametrize(
     ("server", "sections", "said"),
     [
