@@ -118,11 +118,14 @@ def _make_run(directory, name, scores, seeds, *, has_kinds) -> None:
     directory, metrics, finals, evals, step=STEPS, commit=commit
   )
   if has_kinds:
-    for file, mean in (("evaluation_start", 0.25), ("evaluation", 0.5)):
+    for step, file, mean in (
+      (0, "evaluation_start", 0.25),
+      (STEPS, "evaluation", 0.5),
+    ):
       found = {"mean": mean, "std": 1.0, "low": mean - 0.1, "high": mean + 0.1}
       greedy = dict.fromkeys(rewards, {**found, "count": 128})
       scored = [{"seed": seed, "greedy": greedy} for seed in seeds]
-      document = json.dumps({"step": 0, "seeds": scored})
+      document = json.dumps({"step": step, "seeds": scored})
       (directory / f"{file}.json").write_text(document)
 
 

@@ -6,6 +6,7 @@ All else that is in a table is held to the letter by golden_tables_test.py.
 import dataclasses
 import itertools
 import json
+import sys
 
 import pytest
 
@@ -154,22 +155,42 @@ class TestRewards:
     late = dict(cells[:2] for cells in lines)
     assert late["steps to reward/quality ≥ 1.5"] == "-32.000"
 
-  def test_over_examples_where_evaluate_was_run(self, tmp_path):
-    make_run(tmp_path / "gdpo", {"entropy": 1.0}, {}, [["step", "seed"]])
-    (tmp_path / "gdpo" / "evals.csv").write_text("step,seed,quality\n20,7,9\n")
-    for name, mean in (("evaluation_start", 1.5), ("evaluation", 4.0)):
+  @pytest.mark.parametrize("step", [STEPS, STEPS - 10])
+  def test_over_examples_where_evaluate_was_run(self, tmp_path, step, caplog):
+    scores, path = {"greedy/total": 1.0}, tmp_path / "gdpo"
+    make_run(path, {"entropy": 1.0}, scores, [["step", "seed"]])
+    (path / "evals.csv").write_text("step,seed,quality\n20,7,9\n")
+    ends = (0, "evaluation_start", 1.5), (step, "evaluation", 4.0)
+    for at, name, mean in ends:
       found = {"mean": mean, "std": 1.0, "low": mean - 1, "high": mean + 1}
       entry = {"seed": 7, "greedy": {"quality": {**found, "count": 128}}}
-      document = json.dumps({"step": 0, "seeds": [entry]})
-      (tmp_path / "gdpo" / f"{name}.json").write_text(document)
+      document = json.dumps({"step": at, "seeds": [entry]})
+      (path / f"{name}.json").write_text(document)
     table = catalogue.load("saw/summaries")
     table = dataclasses.replace(table, components=("quality",))
-    rows = {"gdpo": RowRuns((tmp_path / "gdpo",))}
+    rows = {"gdpo": RowRuns((path,))}
     found = report.Found(table, "tiny", tmp_path, rows)
-    assert rewards_lib.before_and_after(found)[-1] == (
+    told = (
       "| gdpo, seed 7, over examples | quality | 1.500 [0.500, 2.500] (128) | "
       "4.000 [3.000, 5.000] (128) |"
     )
+    is_last = step == STEPS
+    assert (told in rewards_lib.before_and_after(found)) == is_last
+    assert (f"evaluation.json is of step {step}" in caplog.text) != is_last
+
+  def test_a_run_of_a_few_steps_has_no_seconds(self, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "STEPS", 3)
+    table = catalogue.load("saw/summaries")
+    metrics = dict.fromkeys((*table.thresholds, "seconds/step"), 1.0)
+    make_run(tmp_path / "gdpo", metrics, {"greedy/total": 1.0})
+    rows = {"gdpo": RowRuns((tmp_path / "gdpo",))}
+    found = report.Found(table, "tiny", tmp_path, rows)
+    (line,) = (
+      line
+      for line in rewards_lib.steps_to_thresholds(found)
+      if line.startswith("| gdpo |")
+    )
+    assert line.endswith("| - | - |")
 
 
 def test_one_seed_has_no_interval_and_no_differences(tmp_path):

@@ -1,5 +1,6 @@
 """Sections of SAW's tables: each reward at both ends, and when it arrives."""
 
+import logging
 import pathlib
 from collections.abc import Iterable
 
@@ -7,9 +8,14 @@ import numpy as np
 
 from saw_jax.reporting import plots, statistics, tables
 from saw_jax.reporting.report import Found
+from saw_jax.reporting.runs import Curves
 from saw_jax.reporting.sections import comparisons, parts
 from saw_jax.reporting.statistics import Summary
 from saw_jax.run.metrics import from_json
+
+LOG = logging.getLogger(__name__)
+_COMPILING = 3  # steps at the start whose times are not counted
+_NO_TIMES = np.zeros((1, _COMPILING + 1))
 
 
 def before_and_after(found: Found) -> list[str]:
@@ -24,7 +30,9 @@ def before_and_after(found: Found) -> list[str]:
     for name in found.table.components if evals.steps[0] == 0 else ():
       ends = map(evals.by_seed, evals.values[name].T[[0, -1]])
       add(run, name, *map(statistics.summarise, ends))
-    for before, after in (pair for path in paths for pair in _scored(path)):
+    last = found.finals[run].step
+    scored = (pair for path in paths for pair in _scored(path, last))
+    for before, after in scored:
       if not seeds or before["seed"] in seeds:
         label = f"{run}, seed {before['seed']}, over examples"
         for name in found.table.components:
@@ -37,13 +45,17 @@ def before_and_after(found: Found) -> list[str]:
   )
 
 
-def _scored(path: pathlib.Path) -> Iterable[tuple[dict, dict]]:
-  """What `evaluate.py` found of a run's seeds at the start and at the end."""
+def _scored(path: pathlib.Path, last: int) -> Iterable[tuple[dict, dict]]:
+  """What `saw evaluate` found of a run's seeds at the start and at the end."""
   files = [path / name for name in ("evaluation_start.json", "evaluation.json")]
   if not all(file.exists() for file in files):
     return []
-  start, end = (from_json(file.read_text())["seeds"] for file in files)
-  return zip(start, end, strict=True)
+  start, end = (from_json(file.read_text()) for file in files)
+  if end["step"] != last:  # of another checkpoint
+    told = "%s is of step %d, not %d: the table has no scores over examples"
+    LOG.warning(told, files[1], end["step"], last)
+    return []
+  return zip(start["seeds"], end["seeds"], strict=True)
 
 
 def _interval(summary: Summary) -> str:
@@ -64,15 +76,8 @@ def steps_to_thresholds(found: Found) -> list[str]:
       )
       for metric, threshold in table.thresholds.items()
     }
-    # The first steps compile. Timings are of the program, not of a seed.
-    step, estimate, weigh = (
-      np.median(curves.values.get(f"seconds/{key}", np.zeros((1, 4)))[0, 3:])
-      for key in ("step", "estimate", "weigh")
-    )
-    estimate += weigh  # by gradients, with the passes that these cost
-    cells[run]["seconds a step"] = f"{step:.2f}"
-    share = f"{100 * estimate / step:.2f} %"
-    cells[run]["estimate, share of step"] = share
+    names = "seconds a step", "estimate, share of step"
+    cells[run] |= dict(zip(names, _times(curves), strict=True))
   seeds = next(iter(found.finals.values())).seeds
   return parts.lay_out(
     f"Steps until a reward's mean over {table.window} steps passes a "
@@ -84,6 +89,19 @@ def steps_to_thresholds(found: Found) -> list[str]:
     "and advantages together. Rows ran one after another on a shared machine: "
     "compare shares, not seconds.",
   )
+
+
+def _times(curves: Curves) -> tuple[str, str]:
+  """What a step takes, and the share of its estimate."""
+  if len(curves.steps) <= _COMPILING:
+    return "-", "-"
+  # Timings are of the program, not of a seed.
+  step, estimate, weigh = (
+    np.median(curves.values.get(f"seconds/{key}", _NO_TIMES)[0, _COMPILING:])
+    for key in ("step", "estimate", "weigh")
+  )
+  estimate += weigh  # by gradients, with the passes that these cost
+  return f"{step:.2f}", f"{100 * estimate / step:.2f} %"
 
 
 def draw(found: Found) -> list[str]:
