@@ -162,7 +162,10 @@ def read_curves(
     path = pathlib.Path(directory) / f"{name}.csv"
     if not path.is_file():
       raise FileNotFoundError(f"{path} is not there: has the run started?")
-    found = _chosen(_read_csv(path), seeds, _start_of(directory))
+    own = _read_csv(path)
+    if not own:
+      _check_empty(path)
+    found = _chosen(own, seeds, _start_of(directory))
     for seed in {_seed(line) for line in found}:
       if seed in owners:
         raise ValueError(f"seed {seed} is in {owners[seed]} and in {directory}")
@@ -270,6 +273,17 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
       where = f"{path}, line {len(lines) + 1}"
       raise DamagedRunError(f"{where}: {error}") from None
   return lines
+
+
+def _check_empty(path: pathlib.Path) -> None:
+  """Refuses a CSV whose rows are gone: those of the JSON lines beside it."""
+  lines = path.with_suffix(".jsonl")
+  count = sum(1 for _ in metrics.read_lines(lines))
+  if count > 1:  # A run that goes on writes the other file first.
+    raise DamagedRunError(
+      f"{path} is damaged: it has none of the {count} rows of {lines.name}; "
+      "delete final.json beside it, and the same command writes it again"
+    )
 
 
 def _chosen(

@@ -161,6 +161,21 @@ class TestReadCurves:
     with pytest.raises(FileNotFoundError, match=r"metrics\.csv"):
       runs.read_curves([tmp_path])
 
+  def test_a_file_that_lost_all_rows_is_damaged(self, tmp_path):
+    a = write_run(tmp_path / "a", ["step,seed,loss"])
+    assert not runs.read_curves([a]).seeds  # nothing was logged yet
+    rows = [f'{{"step": 0, "seed": {seed}, "loss": 1.0}}\n' for seed in (4, 5)]
+    for text in ("", "step,seed,loss\n"):
+      (a / "metrics.csv").write_text(text)
+      # A run writes the other file first.
+      (a / "metrics.jsonl").write_text(rows[0])
+      assert not runs.read_curves([a]).seeds
+      (a / "metrics.jsonl").write_text("".join(rows))
+      with pytest.raises(
+        runs.DamagedRunError, match=r"metrics\.csv is damaged"
+      ):
+        runs.read_curves([a])
+
   @pytest.mark.parametrize(
     ("line", "word"),
     [("0,4,1.0", "twice")]
