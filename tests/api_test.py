@@ -14,6 +14,7 @@ import saw_jax
 from saw_jax import algorithms, naming
 from saw_jax.run import build, command_line, run_directory
 from saw_jax.run import config as config_lib
+from saw_jax.run import experiment as experiment_lib
 from tests import commands_test, helpers
 
 # What the first page shows; `make` stands for what chooses the model.
@@ -118,6 +119,17 @@ class TestTrain:
     assert [one["seed"] for one in found["seeds"]] == [0, 1]
     final = space["run"].result.final[0]["greedy"]["right"]
     assert found["seeds"][0]["greedy"]["right"]["mean"] == pytest.approx(final)
+    evaluate = experiment_lib.evaluate
+
+    def unscored(policy):
+      results = evaluate(policy)
+      results["greedy"]["scored"][..., 0] = False
+      return results
+
+    monkeypatch.setattr(experiment_lib, "evaluate", unscored)
+    found = run.evaluate(samples=0)["seeds"][0]["greedy"]
+    assert (found["right"]["count"], found["short"]["count"]) == (0, 2)
+    assert "right        nothing was scored" in capsys.readouterr().out
     with pytest.raises(command_line.UsageError, match="'test'"):
       run.evaluate(samples=0, split="tset")
     path = run.export("policy", dtype="float32", seed=1)

@@ -23,7 +23,7 @@ from saw_jax.ahead import footprint
 from saw_jax.commands import grid
 from saw_jax.models import decoder
 from saw_jax.models.lora import LoraConfig
-from saw_jax.reporting import catalogue, compare, report, sections
+from saw_jax.reporting import catalogue, cells, compare, report, sections
 from saw_jax.reporting.runs import RowRuns
 from saw_jax.run import children, command_line
 from saw_jax.run.checkpoint import CheckpointError
@@ -238,6 +238,21 @@ class TestCompare:
       for name in ("right", "observation_accuracy", *golden_tables._REWARDS)
     }
 
+  def test_what_one_of_them_lacks_is_left_out_and_said(self, tmp_path):
+    a, b = make_run(tmp_path, "a"), make_run(tmp_path, "b")
+    records = json.loads((b / "final.json").read_text())
+    records[0]["greedy"]["total"] = None  # nothing of it could be scored
+    (b / "final.json").write_text(json.dumps(records))
+    found = compare.compare([a, b])
+    names = {row.metric for row in found.rows if row.part == "held out"}
+    assert names == {"greedy/right", "sampled/right"}
+    assert "b - a: without greedy/total, not a number for each." in str(found)
+    (b / "evals.csv").write_text("step,seed,right\n7,0,1\n7,1,1\n7,2,1\n")
+    (b / "final.json").unlink()
+    found = compare.compare([a, b])
+    assert {row.part for row in found.rows} == {"training"}
+    assert "b - a: nothing held out after as many steps." in found.notes
+
   def test_seeds_are_paired_and_the_others_named(self, tmp_path):
     a, b = make_run(tmp_path, "a", (0, 1, 2)), make_run(tmp_path, "b", (2, 1))
     found = compare.compare([a, b])
@@ -368,6 +383,20 @@ class TestSweep:
       ("8", "spo", "0", "2.5"),
       ("8", "asympo", "0", "3.5"),
     ]
+
+  def test_cells_with_other_scores_or_none_are_in_one_table(self, tmp_path):
+    for name, greedy, more in (
+      ("a", 0.5, {"sampled": {"total": 0.25}}),
+      ("b", None, {}),  # nothing could be scored
+    ):
+      record = {"seed": 0, "step": 60, "greedy": {"total": greedy}, **more}
+      (tmp_path / name).mkdir()
+      (tmp_path / name / "final.json").write_text(json.dumps([record]))
+    samples = {"a": "4", "b": "0"}
+    keys = {k: {"evaluation.samples": n} for k, n in samples.items()}
+    _, one, other, _ = cells.write(tmp_path, keys).splitlines()
+    assert one.split() == ["4", "0.500", "0.250"]
+    assert other.split() == ["0", "–", "–"]
 
   def test_a_longer_sweep_is_not_finished(self, tmp_path, monkeypatch, ran):
     ran, _ = ran

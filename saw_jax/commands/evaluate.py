@@ -18,6 +18,7 @@ evaluation_bfcl_1.json.
 config.evaluation.benchmarks names, which a run scores at its end.
 """
 
+import math
 import os
 from typing import Any
 
@@ -82,9 +83,15 @@ def evaluate(
       if mode == "sampled":
         figures |= evaluation.at_k(result, index)
       for name, per_example in figures.items():
+        size = len(per_example)
+        if not size:
+          nothing = statistics.Summary(*[math.nan] * 4, 0)
+          entry[mode][name] = nothing._asdict()
+          lines.append(f"  {name:<12} nothing was scored")
+          continue
         found = statistics.summarise(per_example)
         entry[mode][name] = found._asdict()
-        size, between = len(per_example), f"[{found.low:.3f}, {found.high:.3f}]"
+        between = f"[{found.low:.3f}, {found.high:.3f}]"
         said = f"{between}  over {size} examples" if size > 1 else "one example"
         lines.append(f"  {name:<12} {found.mean:7.3f}  {said}")
       # A benchmark may have averages of its own, such as by category.

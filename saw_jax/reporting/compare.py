@@ -2,9 +2,10 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -147,13 +148,28 @@ def _pair(
   ends = [one.finals and one.finals.step for one in both]
   if ends[0] != ends[1] or None in ends:
     at = max({*run.evals.steps} & {*control.evals.steps}, default=-1)
-    notes.append(f"{label}: held out, after the {at} steps that both had.")
+    told = f"held out, after the {at} steps that both had"
+    told = told if at >= 0 else "nothing held out after as many steps"
+    notes.append(f"{label}: {told}.")
   new, old = (one.values(steps, at) for one in both)
-  for key in _chosen([key for key in new if key in old], metrics):
-    pair = [{seed: of[key][seed] for seed in seeds} for of in (new, old)]
+  pairs = {
+    key: [{seed: of[key][seed] for seed in seeds} for of in (new, old)]
+    for key in new
+    if key in old
+  }
+  unknown = [k for k, of in pairs.items() if not all(map(_is_known, of))]
+  if unknown:
+    names = ", ".join(name for _, name in unknown)
+    notes.append(f"{label}: without {names}, not a number for each.")
+  for key in _chosen([key for key in pairs if key not in unknown], metrics):
+    pair = pairs[key]
     ends = map(statistics.summarise, pair)
     difference = statistics.paired_difference(*pair)
     yield Row(run.label, control.label, *key, *ends, difference)
+
+
+def _is_known(values: Mapping[Seed, float]) -> bool:
+  return all(map(math.isfinite, values.values()))
 
 
 def _chosen(keys: list[_Key], metrics: Sequence[str] | None) -> list[_Key]:
