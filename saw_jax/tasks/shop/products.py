@@ -19,6 +19,7 @@ from saw_jax.tasks.draws import Draws
 NO_LIMIT = 1_000_000.0  # dollars: of an instruction without a price
 _SHUFFLE_SEED = 233  # with which WebShop orders its instructions
 _LONGEST_CODE = 10
+_MOST_DRAWS = 10_000  # of an instruction, of which one in five is of a test
 
 COLORS = ("black", "blue", "green", "grey", "pink", "red", "white", "yellow")
 SIZES = ("small", "medium", "large", "x-large")
@@ -100,11 +101,14 @@ def draw_instruction(
   """Draws what is asked for in one episode of "train" or "test"."""
   base.check_split(split, ("train", "test"))
   draws = Draws("instruction", split, seed)
-  while True:
+  for _ in range(_MOST_DRAWS):
     product = draws.choice(products)
     options = tuple(draws.choice(values) for _, values in product.options)
     if draws_lib.split_of(repr((product.name, options))) == split:
       break
+  else:
+    few = f"a shop of {len(products)} product{'s' * (len(products) > 1)}"
+    raise ValueError(f"{few} has nothing to ask for in the split {split!r}.")
   text = f"i need a {product.name}"
   for (name, _), value in zip(product.options, options, strict=True):
     text += f", {name}: {value}"

@@ -132,6 +132,8 @@ def _open(config: ShopConfig):
   c = config
   if not c.products:
     products = shop_products.draw_products(c.num_products, seed=c.seed)
+    for split in ("train", "test"):  # there has to be something to ask for
+      shop_products.draw_instruction(products, split, 0)
     return shop.Catalogue(products), {}
   files = (c.products, c.attributes, c.instructions, c.order)
   sizes = c.num_products, c.num_test

@@ -85,6 +85,11 @@ class TestDraw:
     with pytest.raises(ValueError, match="'dev'"):
       shop_products.draw_instruction(products, "dev", 0)
 
+  def test_a_shop_with_nothing_for_a_split_is_refused(self):
+    # A lamp, without options: all instructions are one.
+    with pytest.raises(ValueError, match="1 product.* 'test'"):
+      ShopTask(ShopConfig(num_products=1))
+
 
 class TestRead:
   def test_a_product_by_hand(self, read):
