@@ -127,7 +127,7 @@ def _settle(
     asked = known.get(prompt)
     chosen = _texts(annotation, _CHOICE, "choices")
     typed = _texts(annotation, _ANSWER, "text")
-  except (KeyError, TypeError, AttributeError):
+  except (LookupError, TypeError, AttributeError):
     raise AnswerError("It has not the form of an exported question.") from None
   if asked is None or asked.digest != digest:
     raise AnswerError(f"The ledger has no such question {prompt}.")

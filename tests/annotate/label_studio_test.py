@@ -136,6 +136,7 @@ def test_an_answer_counts_where_the_run_has_asked_again(ledger):
     ({"result": [{"from_name": "answer"}]}, "form"),
     ({"result": None}, "form"),
     ({"result": [region("answer", "textarea", 7)]}, "form"),
+    ({"result": [region("choice", "choices", [])]}, "form"),
   ],
 )
 def test_what_the_page_would_refuse_is_named(ledger, change, word):
