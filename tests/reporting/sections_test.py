@@ -18,7 +18,7 @@ from saw_jax.reporting import (
   tables,
 )
 from saw_jax.reporting.runs import RowRuns
-from saw_jax.reporting.sections import comparisons
+from saw_jax.reporting.sections import comparisons, labels
 from saw_jax.reporting.sections import rewards as rewards_lib
 from tests.reporting import golden_tables, made_up
 
@@ -191,6 +191,17 @@ class TestRewards:
       if line.startswith("| gdpo |")
     )
     assert line.endswith("| - | - |")
+
+
+@pytest.mark.parametrize("first", [0, 20])
+def test_what_was_not_scored_before_training_is_not_told(tmp_path, first):
+  table = catalogue.load("care/knights")
+  evals = [["step", "seed", "right"], [first, 0, 0.25], [STEPS, 0, 1.0]]
+  make_run(tmp_path / "vote", {"audit/correct": 0.5}, {}, evals)
+  rows = {"vote": RowRuns((tmp_path / "vote",))}
+  found = report.Found(table, "tiny", tmp_path, rows)
+  told = "Before training: 25.0 % right, greedy."
+  assert labels.before(found) == ["", *[told, ""] * (not first), table.note]
 
 
 def test_one_seed_has_no_interval_and_no_differences(tmp_path):

@@ -10,9 +10,11 @@ from saw_jax.reporting.sections import parts
 
 def before(found: Found) -> list[str]:
   evals = found.evals[next(iter(found.main.values()))]
-  right = float(evals.values["right"][:, evals.steps == 0].mean())
-  told = f"Before training: {100 * right:.1f} % right, greedy."
-  return ["", told, "", found.table.note]
+  right, told = evals.values["right"][:, evals.steps == 0], []
+  if right.size:
+    share = 100 * float(right.mean())
+    told = [f"Before training: {share:.1f} % right, greedy.", ""]
+  return ["", *told, found.table.note]
 
 
 def by_budget(found: Found) -> list[str]:
