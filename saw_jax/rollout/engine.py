@@ -67,6 +67,7 @@ class EngineConfig:
       if not _number(self, name) >= 0:
         raise ValueError(f"rollout.engine_options.{name} is 0 or more")
     choices = {"beyond": ("warn", "stop"), "in_flight": ("finish", "abort")}
+    choices["dtype"] = ("", "float64", "float32", "bfloat16", "float16")
     for name, known in choices.items():
       what = f"rollout.engine_options.{name}"
       naming.check_choice(what, getattr(self, name), known)

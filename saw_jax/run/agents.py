@@ -83,8 +83,14 @@ def write_prompt(
 def glue_of(tokenizer: Tokenizer) -> list[int]:
   """The template's tokens between an action's end and what the user says."""
   ids = list(tokenizer.encode_chat([{"role": "user", "content": ""}], False))
-  end = max(i for i, token in enumerate(ids) if token in tokenizer.eos_ids)
-  return ids[end + 1 :] + ids[:end]
+  ends = [i for i, token in enumerate(ids) if token in tokenizer.eos_ids]
+  if not ends:
+    raise ValueError(
+      "the chat template has no end token behind what a user says, so that "
+      "nobody knows what stands between an action and what followed it: take a "
+      "model whose template closes each message, as ChatML does"
+    )
+  return ids[ends[-1] + 1 :] + ids[: ends[-1]]
 
 
 class _Stage:

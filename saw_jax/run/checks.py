@@ -100,7 +100,8 @@ def check(
 
 def _unheard(made: Experiment) -> Conflicts:
   """Settings of sampling ahead that have no effect without it."""
-  ahead, names = made.asynchronous, ("lag", "actors", "dynamic_sampling")
+  ahead, names = made.asynchronous, ["lag", "actors", "dynamic_sampling"]
+  names += ["actor_kind"] * (ahead.actor_kind != "thread")
   return {
     f"asynchronous.{name} is {getattr(ahead, name)}, which does nothing while "
     "asynchronous.protocol is 'none': say fixed_lag, max_lag or quota": (

@@ -89,6 +89,13 @@ def make_protocol(config: AsyncConfig, batch: int) -> staleness.Protocol | None:
     return None
   if min(config.actors, config.actor_devices, config.partial_tokens) < 0:
     raise ValueError("actors, actor_devices and partial_tokens are 0 or more")
+  if config.actor_kind == "process" and not config.actors:
+    raise ValueError("actor_kind='process' needs actors: say how many")
+  if config.actor_kind == "process" and config.actor_devices:
+    raise ValueError(
+      "actor_devices are for actors that are threads: a process samples on the "
+      "CPU, and they would be idle"
+    )
   for name in ("actor_devices", "partial_tokens"):
     if getattr(config, name) and not config.actors:
       raise ValueError(f"{name} needs actors, which sample during the updates")

@@ -119,6 +119,9 @@ class EpisodeConfig:
   # Of the expert, held out, to score predictions.
   num_transitions: int = constant(256)
 
+  def __post_init__(self):
+    naming.check_range(self, "[0, inf)", "episodes.invalid_penalty")
+
 
 @dataclasses.dataclass(frozen=True)
 class GradingConfig:

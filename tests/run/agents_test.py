@@ -172,6 +172,14 @@ class TestWritePrompt:
     assert len(ids) == 12 and TOKENIZER.decode(ids) == "x" * 9 + "y"
 
 
+def test_a_template_that_closes_no_message_is_named():
+  open_ended = types.SimpleNamespace(
+    encode_chat=lambda messages, is_asked: [5, 6], eos_ids=(1,)
+  )
+  with pytest.raises(ValueError, match="no end token behind what a user says"):
+    agents.glue_of(open_ended)
+
+
 def test_the_glue_of_chatml_has_the_line_break_after_the_end():
   bytes_ = tokenizer_lib.ByteTokenizer()
   glue = agents.glue_of(bytes_)

@@ -73,6 +73,7 @@ REFUSED = """
 | quota
 {tools} | asynchronous.lag=4 | ValueError | lag is 4, which does nothing
 {tools} | asynchronous.actors=1 | ValueError | actors is 1
+{tools} | asynchronous.actor_kind=process | ValueError | actor_kind is process
 {tools} | asynchronous.dynamic_sampling=True | ValueError | 'none'
 {tools} | asynchronous.protocol=max_lag asynchronous.dynamic_sampling=True \
 loop.group_size=1 | ValueError | dynamic_sampling
@@ -85,6 +86,7 @@ loop.group_size=1 | ValueError | dynamic_sampling
 | ValueError | float32[2]
 {tools} | algorithm.aggregate=sequence_mean_token_sum_const | TypeError \
 | aggregate_options: length
+{worlds} | episodes.invalid_penalty=-0.1 | ValueError | invalid_penalty
 {worlds} | episodes.rows_per_call=0 | ValueError | rows_per_call
 {worlds} | episodes.rows_per_call=6 parallel.lift=pmapped | ValueError \
 | rows_per_call

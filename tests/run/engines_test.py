@@ -327,6 +327,7 @@ class TestWhatIsRefused:
       ({"bound": "x"}, "bound is a number, not 'x'"),
       ({"bound": float("nan")}, "bound is 0 or more"),
       ({"most_beyond": -0.1}, "most_beyond is 0 or more"),
+      ({"dtype": "float17"}, "'float16'"),
     ],
   )
   def test_an_option_out_of_range_is_too(self, option, said):

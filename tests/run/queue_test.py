@@ -264,6 +264,8 @@ class TestDeaths:
     ({"partial_tokens": 4}, "needs actors"),
     ({"partial_tokens": 4, "actors": 1}, "span versions"),
     ({"actor_devices": 1}, "needs actors"),
+    ({"actor_kind": "process"}, "needs actors"),
+    ({"actor_kind": "process", "actors": 1, "actor_devices": 1}, "be idle"),
     ({"actors": 1, "actor_devices": 4}, "none is left"),
     ({"actors": 2, "actor_devices": 3}, "2 actors do not share evenly"),
     ({"actors": 1, "actor_devices": 2}, "do not share 1 seeds evenly"),
