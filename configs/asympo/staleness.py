@@ -14,8 +14,8 @@ and rivals of 2026 (docs/paper_index.md), which correct by the sampler's
 log-probs: m2po, icepop, sapo. By `--rows` alone, the others: a3po, vcpo,
 quadratic, sequence_mask, off_policy_sequence, opmd.
 
-The bonus is of a trial with two seeds that the table has not: 0.01 changed
-little, 0.05 doubled the entropy, 0.2 ruined the policy.
+The bonus was chosen in a trial with two seeds that are not the table's: 0.01
+changed little, 0.05 doubled the entropy, 0.2 ruined the policy.
 
 No paper has this table: it is the argument of arXiv 2606.03070, where it has to
 hold. Ours: results/asympo/staleness/.
