@@ -158,9 +158,13 @@ def train(
   seeds = [operator.index(seed) for seed in seeds]
   with _shown_log():
     how = {"directory": directory, "resume_step": resume_step}
-    made = build.build(config, seeds, task=task, **how)
-    result = build.train(made, seeds, **how)
-  return Run(directory, result=result, task=made.task, config=config)
+    made = [build.build(config, seeds, task=task, **how)]
+    task = made[0].task
+    # Popped, and no `**how`: whoever calls keeps no parameters while it trains.
+    result = build.train(
+      made.pop(), seeds, directory=directory, resume_step=resume_step
+    )
+  return Run(directory, result=result, task=task, config=config)
 
 
 def open_run(

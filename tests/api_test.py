@@ -5,14 +5,16 @@ import json
 import os
 import pathlib
 import sys
+import weakref
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import saw_jax
 from saw_jax import algorithms, naming
-from saw_jax.run import build, command_line, run_directory
+from saw_jax.run import build, command_line, run_directory, session
 from saw_jax.run import config as config_lib
 from saw_jax.run import experiment as experiment_lib
 from tests import commands_test, helpers
@@ -76,6 +78,28 @@ class TestTrain:
     task = saw_jax.task(rows, rewards={"one": lambda *_: 1.0})
     with pytest.raises(NotADirectoryError, match="is a file: choose another"):
       saw_jax.train(saw_jax.config(), task, directory=tmp_path / "file")
+
+  def test_the_parameters_that_it_starts_from_are_not_kept(
+    self, tmp_path, monkeypatch
+  ):
+    start, kept = [], []
+    make, save = build.make_params, session.Session.save
+
+    def made(*given):
+      params = make(*given)
+      start.extend(map(weakref.ref, jax.tree.leaves(params)))
+      return params
+
+    def saved(*given):
+      kept.extend(one() is not None for one in start)
+      return save(*given)
+
+    monkeypatch.setattr(build, "make_params", made)
+    monkeypatch.setattr(session.Session, "save", saved)
+    write_problems(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(SNIPPET.format(model=TINY, steps=1, seeds=1).rpartition("run.plot")[0])
+    assert kept and not any(kept)
 
   def test_the_reward_rises(self, trained):
     folder, space = trained

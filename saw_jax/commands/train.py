@@ -51,8 +51,11 @@ def main() -> int:
   how = {"directory": folder, "resume_step": given.resume_step}
   with command_line.leaving_others():
     with command_line.checking_input():
-      experiment = build.build(given_config(), seeds, **how)
-    result = build.train(experiment, seeds, **how)
+      made = [build.build(given_config(), seeds, **how)]
+    # Popped, and no `**how`, so that no parameters are kept while it trains.
+    result = build.train(
+      made.pop(), seeds, directory=folder, resume_step=given.resume_step
+    )
   if not result.finished:
     print(
       f"stopped after step {result.step}, saved; the same command goes on "

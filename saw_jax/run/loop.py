@@ -36,11 +36,11 @@ def train(
   another process trains there, a FloatingPointError for a result that is not
   finite, and a CheckpointError, RewardError or ActorError.
   """
-  made = experiment
   hosts.wait_for_all()
-  checks.check(made, None, seeds, directory)
-  kind, clock = experiment_lib.kind_of(made), Clock()
-  policy = Policy(made, len(seeds), directory)
+  checks.check(experiment, None, seeds, directory)
+  policy = Policy(experiment, len(seeds), directory)
+  del experiment  # and with it the parameters, which the policy has copied
+  kind, clock = experiment_lib.kind_of(policy.made), Clock()
   learner = Learner(policy, seeds, clock)
   _log_header(policy, kind)
   with contextlib.ExitStack() as stack:

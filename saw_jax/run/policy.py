@@ -23,7 +23,7 @@ class Policy:
 
   `state` is what a step changes, and is donated to it. `base` is what adapters
   sit on, which no step changes, and `digest` is its checksum; both are None
-  without adapters.
+  without adapters. The parameters that it starts from are not kept.
   """
 
   def __init__(
@@ -33,7 +33,8 @@ class Policy:
     directory: str | os.PathLike | None = None,
   ):
     self.directory = directory  # where a run may leave what it publishes
-    self.made, self.decoder, self.num_seeds = made, made.decoder, num_seeds
+    self.made = made._replace(params=None)
+    self.decoder, self.num_seeds = made.decoder, num_seeds
     self.encoder = rollouts.encoder_of(made.tokenizer, made.rollout)
     loop, lora, start = made.loop, made.lora, made.params
     updates = loop.num_steps * loop.num_minibatches
