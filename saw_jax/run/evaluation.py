@@ -109,7 +109,11 @@ class Evaluator(BaseEvaluator):
       }
       # What a completion votes for, where the task has a notion of that.
       if hasattr(self._task, "answer_key"):
-        keys = [self._task.answer_key(text) for text in result.completions]
+        asked = [
+          x for of_seed in rows for x in of_seed for _ in range(group_size)
+        ]
+        pairs = zip(result.completions, asked, strict=True)
+        keys = [self._task.answer_key(*pair) for pair in pairs]
         keys = np.array(keys, object).reshape(-1, group_size).tolist()
         found["answers"] = data.answer_ids(keys).reshape(result.lengths.shape)
       for name, value in found.items():

@@ -38,8 +38,8 @@ class Votes(helpers.Letters):
     outcome = Outcome.RIGHT if example.key % 2 else Outcome.WRONG
     return base.Score((known, share), outcome)
 
-  def answer_key(self, completion):
-    return completion[:1] or None
+  def answer_key(self, completion, example):
+    return None if example.key % 2 else f"{completion[:1]} of {example.key}"
 
 
 def make(task=None, num_seeds=1, **fields):
@@ -118,6 +118,8 @@ class TestEvaluator:
     assert set(found) - set(summary) == others
     if votes:
       assert result["answers"].shape == result["right"].shape
+      assert (result["answers"][:, 1::2] == -1).all()
+      assert (result["answers"][:, ::2] >= 0).all()
     assert found["mean@3"] == found["right"]
     assert not any("@" in name for name in greedy)
     # Greedy gives one answer, and sampled ones differ.
