@@ -12,7 +12,8 @@ a language model would, and no rule. What can be done is not listed.
 Why not otherwise: a start that never saw observations gives the true ones a
 probability of e^-10, where the clipped error has no gradient, and in 28 steps
 with eight seeds its likelihood did not move. With eight rooms in place of two,
-and an expert that errs in eight of ten, GRPO stayed at its start's 0.01 for 38.
+and an expert that errs in eight of ten, GRPO won 0.01 as its start did, for
+38 steps.
 
 Rows are those of configs/paw/household.py that bear on the question, and
   paw_rho_05, paw_rho_50   the bound of the clipped error at .05 and .5, where a

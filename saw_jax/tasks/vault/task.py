@@ -133,7 +133,7 @@ class VaultTask(environments.FormTask):
     wrong_rate: float = 0.0,
     rule_per_episode: bool = False,
   ) -> list[Transition]:
-    """Steps of an expert who errs; of rules that come back, or of none."""
+    """Steps of an expert who errs, by the rooms' rules or an episode's own."""
     rule = self.config.rule_per_episode or rule_per_episode
     there = type(self)(dataclasses.replace(self.config, rule_per_episode=rule))
     return there._play("train", count, seed, wrong_rate)
